@@ -1,0 +1,36 @@
+"""Curvature of the loss around every training sample, at every epoch.
+
+``score_samples`` and ``rademacher_probes`` are the estimator; ``open_results`` reads a results
+store. The ``daskcurv`` command and ``scripts/launch.py`` run whole training histories on Dask.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from daskcurv.probes import rademacher_probes as rademacher_probes
+    from daskcurv.scoring import SampleScores as SampleScores
+    from daskcurv.scoring import score_samples as score_samples
+    from daskcurv.storage import open_results as open_results
+
+__version__ = version("daskcurv")
+
+__all__ = ["score_samples", "rademacher_probes", "SampleScores", "open_results"]
+
+_HOMES = {
+    "score_samples": "daskcurv.scoring",
+    "SampleScores": "daskcurv.scoring",
+    "rademacher_probes": "daskcurv.probes",
+    "open_results": "daskcurv.storage",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when first used: reading a store must not need torch, nor scoring zarr.
+    from importlib import import_module
+
+    if name not in _HOMES:
+        raise AttributeError(f"module 'daskcurv' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

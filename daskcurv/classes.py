@@ -1,0 +1,146 @@
+"""Which classes exist when: the class order of an experiment and its schedule."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from daskcurv.config import check_positive
+from daskcurv.errors import ConfigError, DataError
+
+Partition = Literal["entering", "trained"]
+PARTITIONS: tuple[str, ...] = get_args(Partition)
+
+TRAIN, VALIDATION = 0, 1
+"""Codes of the `split` coordinate."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the number of active classes grows with the epoch.
+
+    Attributes
+    ----------
+    initial : int
+        Classes at epoch 0.
+    increment : int
+        Classes added at a time.
+    frequency : int
+        Epochs between two additions.
+    partition : {"entering", "trained"}
+        The checkpoint of an epoch at which classes are added holds weights that have not seen
+        them. ``"entering"`` (the documented table) counts them as active at that epoch already,
+        ``"trained"`` only from the next epoch on.
+    """
+
+    initial: int = 5
+    increment: int = 5
+    frequency: int = 200
+    partition: str = "entering"
+
+    def __post_init__(self) -> None:
+        check_positive(
+            initial_classes=self.initial,
+            class_increment=self.increment,
+            class_frequency=self.frequency,
+        )
+        if self.partition not in PARTITIONS:
+            raise ConfigError(f"partition is {self.partition!r}; expected one of {PARTITIONS}")
+
+    def task(self, epoch: int) -> int:
+        """Return how many times classes had been added by `epoch` (0 at the start)."""
+        if self.partition == "trained":
+            epoch = max(epoch - 1, 0)
+        return epoch // self.frequency
+
+    def num_active(self, epoch: int, num_classes: int) -> int:
+        """Return the number of active classes at `epoch`, at most `num_classes`."""
+        return min(num_classes, self.initial + self.increment * self.task(epoch))
+
+    def first_epoch_active(self, num_classes: int) -> NDArray[np.int64]:
+        """Return, for each position in the class order, the first epoch at which it is active."""
+        position = np.arange(num_classes)
+        task = np.maximum(0, -(-(position - self.initial + 1) // self.increment))
+        epoch = task * self.frequency
+        return np.where((task > 0) & (self.partition == "trained"), epoch + 1, epoch)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the schedule as a JSON-able dictionary."""
+        return asdict(self)
+
+
+def class_order_of(experiment_index: int, num_classes: int = 100) -> NDArray[np.int64]:
+    """Regenerate the class order of an experiment.
+
+    The training run draws its seed and then a permutation from generators whose states depend on
+    the experiment index alone (source: the loss-of-plasticity code, incremental CIFAR experiment).
+
+    Parameters
+    ----------
+    experiment_index : int
+        0 … 99,999.
+    num_classes : int
+
+    Returns
+    -------
+    ndarray of int64, shape (num_classes,)
+        A permutation of 0 … num_classes−1; for index 0 and 100 classes it begins 8, 44, 23, 58.
+    """
+    if not 0 <= experiment_index < 100_000:
+        raise ConfigError(f"experiment_index is {experiment_index}; expected 0 to 99999")
+    generator = torch.Generator().manual_seed(42)
+    seeds = torch.randperm(100_000, generator=generator, dtype=torch.int32)
+    # The run used NumPy's legacy generator; no other reproduces its permutation.
+    legacy = np.random.RandomState(int(seeds[experiment_index]))  # noqa: NPY002
+    return legacy.permutation(num_classes).astype(np.int64)
+
+
+def read_class_order(path: Path, num_classes: int) -> NDArray[np.int64]:
+    """Read a class order from an ``.npy`` file.
+
+    Raises
+    ------
+    DataError
+        If the file is not a permutation of 0 … num_classes−1.
+    """
+    try:
+        order = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"class order {path} cannot be read as an .npy file: {error}") from error
+    if order.shape != (num_classes,):
+        raise DataError(
+            f"class order {path} has shape {order.shape}; expected ({num_classes},), one entry "
+            "for each output of the network"
+        )
+    if not np.array_equal(np.sort(order), np.arange(num_classes)):
+        raise DataError(
+            f"class order {path} is not a permutation of 0 … {num_classes - 1}: some class is "
+            "missing, repeated or out of range"
+        )
+    return order.astype(np.int64)
+
+
+def held_out_split(labels: NDArray[np.int64], per_class: int) -> NDArray[np.uint8]:
+    """Return which samples the training run held out for validation.
+
+    Parameters
+    ----------
+    labels : ndarray of int64, shape (N,)
+        In data-set order.
+    per_class : int
+        The first `per_class` samples of each class were held out.
+
+    Returns
+    -------
+    ndarray of uint8, shape (N,)
+        `VALIDATION` or `TRAIN`.
+    """
+    split = np.full(len(labels), TRAIN, dtype=np.uint8)
+    for label in np.unique(labels):
+        split[np.flatnonzero(labels == label)[:per_class]] = VALIDATION
+    return split

@@ -1,0 +1,105 @@
+"""Workers on this machine: one per visible GPU, else one per CPU core."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import dask
+import torch
+from distributed import Client, Nanny, Scheduler
+from distributed.deploy.spec import SpecCluster
+from distributed.security import Security
+
+from daskcurv.clusters.environment import WORKER_ENVIRONMENT
+from daskcurv.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+# A task that takes its worker down with it is given this many workers before it is given up.
+ALLOWED_FAILURES = 3
+
+
+@contextmanager
+def local_cluster(workers: int | None = None) -> Iterator[Client]:
+    """Run worker processes on this machine for as long as the context lasts.
+
+    Each has one thread and one device. A worker that dies is replaced. All connections stay on
+    the loopback interface and use TLS with credentials of their own, because on a shared machine
+    anyone can reach loopback, and whoever reaches a Dask scheduler can run code as its owner.
+
+    Parameters
+    ----------
+    workers : int, optional
+        By default one per visible GPU, or one per CPU core where there is none.
+
+    Yields
+    ------
+    distributed.Client
+
+    Raises
+    ------
+    ConfigError
+        If more workers are asked for than there are GPUs.
+    """
+    gpus = visible_gpus()
+    if gpus and workers and workers > len(gpus):
+        raise ConfigError(
+            f"workers is {workers}, but {len(gpus)} GPU(s) are visible; expected at most one "
+            "worker per GPU"
+        )
+    count = workers or len(gpus) or available_cores()
+    security = Security.temporary()
+    connection = {"host": "127.0.0.1", "protocol": "tls://", "security": security}
+    common: dict[str, Any] = {
+        **connection,
+        "nthreads": 1,
+        "memory_limit": 0,
+        "dashboard": False,
+        "silence_logs": logging.CRITICAL,
+    }
+    settings = {
+        "distributed.scheduler.allowed-failures": ALLOWED_FAILURES,
+        "distributed.scheduler.worker-saturation": 1.0,
+        "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
+    }
+    with tempfile.TemporaryDirectory(prefix="daskcurv-", ignore_cleanup_errors=True) as scratch:
+        spec = {
+            rank: {
+                "cls": Nanny,
+                "options": {
+                    **common,
+                    "local_directory": scratch,
+                    "env": {"CUDA_VISIBLE_DEVICES": gpus[rank]} if gpus else {},
+                },
+            }
+            for rank in range(count)
+        }
+        scheduler = {
+            "cls": Scheduler,
+            "options": {**connection, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
+        }
+        with (
+            dask.config.set(settings),
+            SpecCluster(
+                workers=spec, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL
+            ) as cluster,
+            Client(cluster, security=security) as client,
+        ):
+            yield client
+
+
+def visible_gpus() -> list[str]:
+    """Return the visible GPUs, as values for CUDA_VISIBLE_DEVICES."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = listed.split(",") if listed else [str(i) for i in range(torch.cuda.device_count())]
+    return names[: torch.cuda.device_count()]
+
+
+def available_cores() -> int:
+    """Return the CPU cores this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,112 @@
+"""What a run computes: validated settings, and the identity that a results store is bound to.
+
+The *identity* is a plain, JSON-able dictionary holding everything that changes the numbers
+(estimator, head, model, data set, class order, schedule). Its fingerprint is stored with the
+results, and a store is only continued by a run with the same identity. Where and how a run is
+executed (workers, batch size, directories) is not part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from daskcurv.errors import ConfigError
+
+Head = Literal["all", "active"]
+HEADS: tuple[str, ...] = get_args(Head)
+
+Identity = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimatorConfig:
+    """Settings of the curvature estimator; all of them are part of a store's identity.
+
+    Attributes
+    ----------
+    method : str
+        Name of an estimator in :data:`daskcurv.estimators.ESTIMATORS`.
+    h : float
+        Step of the finite difference, in units of the normalised input.
+    n_probes : int
+        Number of random directions per sample.
+    temperature : float
+        The logits are divided by it before the softmax.
+    seed : int
+        Seed of the probes, 0 … 2⁶⁴−1.
+    """
+
+    method: str = "finite-difference"
+    h: float = 1e-3
+    n_probes: int = 10
+    temperature: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("h", "temperature"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name} is {value!r}; expected a finite number above 0")
+        if self.n_probes < 1:
+            raise ConfigError(f"n_probes is {self.n_probes!r}; expected 1 or more")
+        if not 0 <= self.seed < 2**64:
+            raise ConfigError(f"seed is {self.seed!r}; expected an integer from 0 to 2**64 - 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as a JSON-able dictionary."""
+        return asdict(self)
+
+
+def check_positive(**values: int | None) -> None:
+    """Raise `ConfigError` naming the first keyword whose value is given but below 1."""
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value!r}; expected 1 or more")
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """Return the sha256 (hex) of an identity's canonical JSON."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Describe, one line per field, where two identities differ.
+
+    Parameters
+    ----------
+    stored, wanted : mapping
+        Identities: nested dictionaries of JSON values.
+
+    Returns
+    -------
+    list of str
+        For example ``["estimator.h: the store has 0.001, this run has 0.01"]``.
+    """
+    left, right = dict(_leaves(stored)), dict(_leaves(wanted))
+    absent = object()
+    lines = []
+    for key in sorted(left.keys() | right.keys()):
+        a, b = left.get(key, absent), right.get(key, absent)
+        if a != b:
+            shown = ["nothing" if value is absent else _short(value) for value in (a, b)]
+            lines.append(f"{key}: the store has {shown[0]}, this run has {shown[1]}")
+    return lines
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

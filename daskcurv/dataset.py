@@ -1,0 +1,253 @@
+"""CIFAR-100-format data in: read safely, digest, and prepare a copy that workers can map.
+
+The published data set is a directory ``cifar-100-python`` of pickles. Subsets and relabelled
+variants in the same format are normal inputs. Pickles are opened by an unpickler that knows the
+few functions a NumPy array needs and refuses everything else, so that a data set from elsewhere
+cannot run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import pickle
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from daskcurv.errors import DataError, StoreWriteError
+
+log = logging.getLogger(__name__)
+
+MEAN = (0.5071, 0.4865, 0.4409)
+STD = (0.2673, 0.2564, 0.2762)
+"""Per-channel normalisation of the training run, on pixels scaled to 0 … 1."""
+
+IMAGE_SHAPE = (3, 32, 32)
+DIRECTORY = "cifar-100-python"
+_PUBLISHED_TRAIN_MD5 = "16019d7e3df5f24257cddd939b257f8d"
+
+_ALLOWED_GLOBALS = {
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("_codecs", "encode"),
+}
+
+
+@dataclass(frozen=True)
+class Cifar:
+    """A training set in CIFAR-100 format.
+
+    Attributes
+    ----------
+    images : ndarray of uint8, shape (N, 3, 32, 32)
+    labels : ndarray of int64, shape (N,)
+        Fine labels, in data-set order.
+    class_names : tuple of str
+        Empty if the directory does not name them.
+    published : bool
+        Whether the training file is byte for byte the published one.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...] = ()
+    published: bool = False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def digest(self) -> str:
+        """Return the sha256 (hex) of labels and images, independent of how they are stored."""
+        digest = hashlib.sha256(f"{self.images.shape}".encode())
+        digest.update(np.ascontiguousarray(self.labels, dtype="<i8"))
+        digest.update(np.ascontiguousarray(self.images))
+        return digest.hexdigest()
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles containers, numbers, strings and NumPy arrays; refuses any other class."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ALLOWED_GLOBALS:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(
+            f"it tries to import {module}.{name}, which has no place in a data set"
+        )
+
+
+def _read_pickle(path: Path) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            # latin1 maps Python 2 byte strings one to one, array data included.
+            content = _ArrayUnpickler(file, encoding="latin1").load()
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} does not exist; expected the files of CIFAR-100's python version "
+            "(train, test, meta). Point --data_path at them, or add --download"
+        ) from None
+    except Exception as error:
+        # A damaged or hostile pickle can raise nearly anything; all of it means the same here.
+        raise DataError(
+            f"{path} cannot be read as a CIFAR-100 pickle: {error or type(error).__name__}. "
+            "Replace the file (--download fetches the published one into an empty directory)"
+        ) from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds a {type(content).__name__}; expected a dictionary")
+    return {key.decode() if isinstance(key, bytes) else key: content[key] for key in content}
+
+
+def read_cifar(directory: Path) -> Cifar:
+    """Read the training set of a CIFAR-100-format directory.
+
+    Parameters
+    ----------
+    directory : Path
+        Holds ``train``, and ``meta`` if the classes are named.
+
+    Returns
+    -------
+    Cifar
+
+    Raises
+    ------
+    DataError
+        If a file is missing, damaged, refers to a foreign class, or has other contents.
+    """
+    path = directory / "train"
+    content = _read_pickle(path)
+    for key in ("data", "fine_labels"):
+        if key not in content:
+            raise DataError(
+                f"{path} has no {key!r}; expected 'data' and 'fine_labels' (it has: "
+                f"{', '.join(sorted(map(str, content)))})"
+            )
+    data, labels = np.asarray(content["data"]), np.asarray(content["fine_labels"])
+    if data.ndim != 2 or data.shape[1] != np.prod(IMAGE_SHAPE) or data.dtype != np.uint8:
+        raise DataError(
+            f"{path}: 'data' has shape {data.shape} and dtype {data.dtype}; expected (N, 3072) "
+            "and uint8"
+        )
+    if labels.shape != (len(data),) or labels.dtype.kind not in "iu" or (labels < 0).any():
+        raise DataError(
+            f"{path}: 'fine_labels' has shape {labels.shape} and dtype {labels.dtype}; expected "
+            f"one class index, 0 or more, for each of the {len(data)} images"
+        )
+    if len(data) == 0:
+        raise DataError(f"{path} holds no samples")
+    names: tuple[str, ...] = ()
+    if (directory / "meta").exists():
+        listed = _read_pickle(directory / "meta").get("fine_label_names", [])
+        names = tuple(n.decode() if isinstance(n, bytes) else str(n) for n in listed)
+    with open(path, "rb") as file:
+        md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    return Cifar(
+        images=np.ascontiguousarray(data).reshape(-1, *IMAGE_SHAPE),
+        labels=labels.astype(np.int64),
+        class_names=names,
+        published=md5 == _PUBLISHED_TRAIN_MD5,
+    )
+
+
+def download(directory: Path) -> None:
+    """Fetch CIFAR-100 with torchvision, unless `directory` already has it.
+
+    Parameters
+    ----------
+    directory : Path
+        Must be called ``cifar-100-python``, the name inside the published archive.
+    """
+    if (directory / "train").exists():
+        return
+    if directory.name != DIRECTORY:
+        raise DataError(
+            f"--download unpacks a directory called {DIRECTORY!r}; --data_path is {directory}. "
+            f"Use --data_path {directory / DIRECTORY}"
+        )
+    from torchvision.datasets import CIFAR100
+
+    log.info("downloading CIFAR-100 into %s", directory.parent)
+    try:
+        CIFAR100(directory.parent, train=True, download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"CIFAR-100 could not be downloaded into {directory.parent}: {error}. Fetch the python "
+            f"version elsewhere and unpack it as {directory}"
+        ) from error
+
+
+def prepare(dataset: Cifar, parent: Path) -> Path:
+    """Write the memory-mappable copy that workers read, unless it is there already.
+
+    Parameters
+    ----------
+    dataset : Cifar
+    parent : Path
+        On a file system that the workers see; the copy's directory is named by its digest.
+
+    Returns
+    -------
+    Path
+        Directory with ``images.npy`` and ``labels.npy``. It is written beside and renamed, so
+        that a directory that exists is whole.
+    """
+    target = parent / dataset.digest()[:16]
+    if target.exists():
+        return target
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f"{target.name}.", suffix=".partial", dir=parent))
+        try:
+            np.save(building / "images.npy", dataset.images)
+            np.save(building / "labels.npy", dataset.labels)
+            building.chmod(0o755)
+            os.rename(building, target)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    except OSError as error:
+        raise StoreWriteError(
+            f"cannot write the workers' copy of the data set under {parent}: {error}"
+        ) from error
+    return target
+
+
+def open_prepared(directory: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Map the copy made by `prepare`.
+
+    Returns
+    -------
+    images : ndarray of uint8, shape (N, 3, 32, 32)
+        Read-only memory map.
+    labels : ndarray of int64, shape (N,)
+    """
+    images = np.load(directory / "images.npy", mmap_mode="r", allow_pickle=False)
+    return images, np.load(directory / "labels.npy", allow_pickle=False)
+
+
+def normalise(images: NDArray[np.uint8]) -> Tensor:
+    """Scale and standardise pixels as the training run did, without augmentation.
+
+    Parameters
+    ----------
+    images : ndarray of uint8, shape (N, 3, 32, 32)
+
+    Returns
+    -------
+    Tensor of float32, shape (N, 3, 32, 32)
+    """
+    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
+    return (torch.from_numpy(np.array(images)).to(torch.float32) / 255 - mean) / std

@@ -1,0 +1,37 @@
+"""Errors that end in one message for the user.
+
+Every mistake a user can make (a wrong option, a damaged file, a full disk) is raised as a
+:class:`DaskcurvError` whose text names the file, field or value, what was expected, and what to
+do. The command line prints that text and nothing else; anything that is not a ``DaskcurvError``
+is a defect of the program and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class DaskcurvError(Exception):
+    """Base of all errors whose text is meant for the user."""
+
+
+class ConfigError(DaskcurvError, ValueError):
+    """An option or argument has a value that cannot be used."""
+
+
+class DataError(DaskcurvError):
+    """The data set or the class order cannot be read or does not fit."""
+
+
+class CheckpointError(DaskcurvError):
+    """A checkpoint is missing, damaged, or does not belong to the network."""
+
+
+class StoreError(DaskcurvError):
+    """The results store cannot be created, opened, read or written."""
+
+
+class StoreWriteError(StoreError):
+    """Nothing more can be written (disk full, quota, permissions): the run has to stop."""
+
+
+class ExportError(DaskcurvError):
+    """The requested export cannot be made without losing or misrepresenting something."""

@@ -1,0 +1,23 @@
+"""Estimators of the curvature of the loss around a sample, one module each."""
+
+from __future__ import annotations
+
+from daskcurv.errors import ConfigError
+from daskcurv.estimators.base import MEASURES, Estimator, Measures, SampleLoss
+from daskcurv.estimators.finite_difference import FiniteDifference
+from daskcurv.estimators.precision import true_float32
+
+ESTIMATORS: dict[str, type[Estimator]] = {"finite-difference": FiniteDifference}
+
+
+def get_estimator(method: str) -> type[Estimator]:
+    """Return the estimator called `method`, or raise `ConfigError` listing those there are."""
+    try:
+        return ESTIMATORS[method]
+    except KeyError:
+        known = ", ".join(sorted(ESTIMATORS))
+        raise ConfigError(f"method is {method!r}; expected one of: {known}") from None
+
+
+__all__ = ["ESTIMATORS", "MEASURES", "Estimator", "Measures", "SampleLoss", "get_estimator"]
+__all__ += ["true_float32"]

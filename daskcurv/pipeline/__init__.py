@@ -1,0 +1,1 @@
+"""From inputs to a filled store: plan, feed the cluster, resume, export."""

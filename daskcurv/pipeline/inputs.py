@@ -1,0 +1,291 @@
+"""Everything a run reads, found and checked before any hour is spent."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskcurv import dataset as data
+from daskcurv.checkpoints import discover, read_state_dict
+from daskcurv.classes import Schedule, class_order_of, held_out_split, read_class_order
+from daskcurv.config import HEADS, EstimatorConfig, Identity, check_positive
+from daskcurv.errors import CheckpointError, ConfigError, DataError
+from daskcurv.estimators import get_estimator
+from daskcurv.models import ModelSpec
+from daskcurv.probes import GENERATOR
+
+log = logging.getLogger(__name__)
+
+RESULTS = Path("results2/base_deep_learning_system")
+CLASS_ORDER_MISSING = "regenerated from experiment_index"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchOptions:
+    """What a launch was asked for; the fields are the command line's options.
+
+    Attributes
+    ----------
+    epochs : str, optional
+        ``"all"`` or a comma-separated list; replaces `start_epoch`, `end_epoch` and `step`.
+    start_epoch, end_epoch, step : int
+        The epochs `start_epoch`, `start_epoch` + `step`, … up to and including `end_epoch`.
+    data_path : Path
+        CIFAR-100-format directory.
+    download : bool
+        Fetch CIFAR-100 if `data_path` does not have it.
+    model_dir : Path
+        Directory of the checkpoints.
+    class_order : Path, optional
+        By default ``class_order/index-{i}.npy`` beside `model_dir`.
+    experiment_index : int
+        The training run's index, in the names of its files.
+    skip_missing : bool
+        Go on without epochs that have no checkpoint.
+    estimator : EstimatorConfig
+    head : {"all", "active"}
+        Outputs that take part in the loss.
+    schedule : Schedule
+    validation_per_class : int
+        Samples of each class that the training run held out.
+    store : Path
+    save_base_dir : Path
+        Where finished epochs are exported to.
+    export : bool
+        Whether they are.
+    batch_size, block_size, workers : int, optional
+    dry_run : bool
+        Check everything and say what would be done.
+    """
+
+    epochs: str | None = None
+    start_epoch: int = 0
+    end_epoch: int = 4000
+    step: int = 200
+    data_path: Path = Path("data") / data.DIRECTORY
+    download: bool = False
+    model_dir: Path = RESULTS / "model_parameters"
+    class_order: Path | None = None
+    experiment_index: int = 0
+    skip_missing: bool = False
+    estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
+    head: str = "all"
+    schedule: Schedule = field(default_factory=Schedule)
+    validation_per_class: int = 50
+    store: Path = RESULTS / "curvature.zarr"
+    save_base_dir: Path = RESULTS / "per_image_curvature_full"
+    export: bool = True
+    batch_size: int | None = None
+    block_size: int | None = None
+    workers: int | None = None
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        check_positive(
+            batch_size=self.batch_size, block_size=self.block_size, workers=self.workers
+        )
+        get_estimator(self.estimator.method)
+        if self.head not in HEADS:
+            raise ConfigError(f"head is {self.head!r}; expected one of {HEADS}")
+        if self.validation_per_class < 0:
+            raise ConfigError(
+                f"validation_per_class is {self.validation_per_class}; expected 0 or more"
+            )
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A run's inputs, read and consistent with each other.
+
+    Attributes
+    ----------
+    dataset : Cifar
+    checkpoints : dict
+        File by epoch, for the epochs to compute.
+    model : ModelSpec
+        The network that the first of them holds.
+    class_order : ndarray of int64
+    class_order_source : str
+        Where the order comes from.
+    identity : dict
+        The run's scientific configuration.
+    """
+
+    dataset: data.Cifar
+    checkpoints: dict[int, Path]
+    model: ModelSpec
+    class_order: NDArray[np.int64]
+    class_order_source: str
+    identity: Identity
+
+
+def gather(options: LaunchOptions) -> Inputs:
+    """Find and read a run's inputs; quick checks come first.
+
+    The weights are only looked at here; `daskcurv.checkpoints.check_all` reads them through.
+
+    Raises
+    ------
+    DaskcurvError
+        For the first thing that cannot be used.
+    """
+    available = discover(options.model_dir, options.experiment_index)
+    epochs = choose_epochs(options, available)
+    checkpoints = {epoch: available[epoch] for epoch in epochs}
+    if options.download:
+        data.download(options.data_path)
+    dataset = data.read_cifar(options.data_path)
+    if not dataset.published:
+        log.info(
+            "%s is not the published CIFAR-100 training set (other checksum): %d samples",
+            options.data_path,
+            len(dataset),
+        )
+    first = checkpoints[epochs[0]]
+    model = ModelSpec.infer(read_state_dict(first)[0])
+    if (largest := int(dataset.labels.max())) >= model.num_classes:
+        raise DataError(
+            f"{options.data_path} has label {largest}, but the network of {first} has "
+            f"{model.num_classes} outputs; data set and checkpoints do not belong together"
+        )
+    order, source = find_class_order(options, model.num_classes)
+    return Inputs(
+        dataset, checkpoints, model, order, source, _identity(options, dataset, model, order)
+    )
+
+
+def choose_epochs(options: LaunchOptions, available: Iterable[int]) -> list[int]:
+    """Return the epochs to compute, in order.
+
+    Raises
+    ------
+    ConfigError
+        If the epochs are not numbers, negative, repeated, or none.
+    CheckpointError
+        Listing every epoch without a checkpoint, unless missing ones are to be skipped.
+    """
+    available = set(available)
+    wanted = sorted(available) if options.epochs == "all" else _requested(options)
+    missing = [epoch for epoch in wanted if epoch not in available]
+    if missing and not options.skip_missing:
+        raise CheckpointError(
+            f"{options.model_dir} has no checkpoint of experiment index "
+            f"{options.experiment_index} for {len(missing)} of {len(wanted)} epochs: "
+            f"{', '.join(map(str, missing))}. Name other --epochs (or all), or add --skip_missing"
+        )
+    if missing:
+        log.info("skipping %d epochs without a checkpoint: %s", len(missing), missing)
+    chosen = [epoch for epoch in wanted if epoch in available]
+    if not chosen:
+        raise CheckpointError(
+            f"none of the {len(wanted)} epochs asked for has a checkpoint in {options.model_dir}"
+        )
+    return chosen
+
+
+def _requested(options: LaunchOptions) -> list[int]:
+    if options.epochs is not None:
+        return parse_epochs(options.epochs)
+    if options.start_epoch < 0 or options.end_epoch < options.start_epoch or options.step < 1:
+        raise ConfigError(
+            f"start_epoch {options.start_epoch}, end_epoch {options.end_epoch}, step "
+            f"{options.step} name no epochs; expected 0 <= start_epoch <= end_epoch and step >= 1"
+        )
+    return list(range(options.start_epoch, options.end_epoch + 1, options.step))
+
+
+def parse_epochs(text: str) -> list[int]:
+    """Parse a comma-separated list of epochs into a sorted list.
+
+    Raises
+    ------
+    ConfigError
+        Naming the item that is not a number, negative, or repeated.
+    """
+    epochs: list[int] = []
+    for item in text.split(","):
+        try:
+            epoch = int(item)
+        except ValueError:
+            raise ConfigError(
+                f"epochs has {item.strip()!r}; expected numbers like 0,500,1000"
+            ) from None
+        if epoch < 0:
+            raise ConfigError(f"epochs has {epoch}; expected numbers from 0")
+        if epoch in epochs:
+            raise ConfigError(f"epochs has {epoch} twice; name each epoch once")
+        epochs.append(epoch)
+    return sorted(epochs)
+
+
+def find_class_order(options: LaunchOptions, num_classes: int) -> tuple[NDArray[np.int64], str]:
+    """Read the class order, or regenerate it if there is no file.
+
+    Returns
+    -------
+    order : ndarray of int64, shape (num_classes,)
+    source : str
+        The file, or how it was regenerated.
+    """
+    default = (
+        options.model_dir.parent / "class_order" / f"index-{options.experiment_index}.npy"
+    )
+    path = options.class_order or default
+    expected = class_order_of(options.experiment_index, num_classes)
+    if path.exists() or options.class_order:
+        order = read_class_order(path, num_classes)
+        if not np.array_equal(order, expected):
+            log.info(
+                "class order %s is used; it is not the one experiment index %d would draw",
+                path,
+                options.experiment_index,
+            )
+        return order, str(path)
+    log.info(
+        "class order %s does not exist; regenerated from experiment index %d",
+        path,
+        options.experiment_index,
+    )
+    return expected, CLASS_ORDER_MISSING
+
+
+def _identity(
+    options: LaunchOptions, dataset: data.Cifar, model: ModelSpec, order: NDArray[np.int64]
+) -> Identity:
+    return {
+        "estimator": {
+            **options.estimator.to_dict(),
+            "precision": "float32",
+            "probes": GENERATOR,
+        },
+        "head": options.head,
+        "model": model.to_dict(),
+        "dataset": {
+            "sha256": dataset.digest(),
+            "num_samples": len(dataset),
+            "mean": list(data.MEAN),
+            "std": list(data.STD),
+            "validation_per_class": options.validation_per_class,
+        },
+        "classes": {"order": order.tolist(), **options.schedule.to_dict()},
+        "experiment_index": options.experiment_index,
+    }
+
+
+def sample_columns(inputs: Inputs, options: LaunchOptions) -> Mapping[str, NDArray[np.generic]]:
+    """Return the store's per-sample coordinates."""
+    labels = inputs.dataset.labels
+    position = np.argsort(inputs.class_order)[labels]
+    first_active = options.schedule.first_epoch_active(len(inputs.class_order))
+    return {
+        "sample": np.arange(len(labels)),
+        "label": labels,
+        "split": held_out_split(labels, options.validation_per_class),
+        "class_position": position,
+        "first_epoch_active": first_active[position],
+    }

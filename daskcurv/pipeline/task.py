@@ -1,0 +1,217 @@
+"""What a worker does: score one block and write it.
+
+A worker process has one thread and one device. Between blocks it keeps the store, the mapped data
+set and the current checkpoint's network; blocks come epoch by epoch, so a checkpoint is read once
+per worker and epoch.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from daskcurv.checkpoints import check_weights, read_state_dict
+from daskcurv.classes import Schedule
+from daskcurv.config import EstimatorConfig
+from daskcurv.dataset import normalise, open_prepared
+from daskcurv.errors import CheckpointError
+from daskcurv.models import ModelSpec
+from daskcurv.scoring import SampleScores, Scorer
+from daskcurv.storage import schema
+from daskcurv.storage.store import ResultsStore
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What all blocks of a run share; travels with every task, so it holds no arrays.
+
+    Attributes
+    ----------
+    store : Path
+    prepared : Path
+        Directory made by `daskcurv.dataset.prepare`.
+    estimator : EstimatorConfig
+    head : {"all", "active"}
+        Outputs that take part in the loss: all, or those of the active classes.
+    model : ModelSpec
+    schedule : Schedule
+    class_order : tuple of int
+    batch_size : int or None
+    """
+
+    store: Path
+    prepared: Path
+    estimator: EstimatorConfig
+    head: str
+    model: ModelSpec
+    schedule: Schedule
+    class_order: tuple[int, ...]
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True)
+class BlockTask:
+    """One block to compute.
+
+    Attributes
+    ----------
+    epoch : int
+    row : int
+        The epoch's row in the store.
+    block : int
+    checkpoint : Path
+    sha256 : str
+        Digest that the checkpoint had when the run was planned.
+    samples : int
+        Active samples in the block.
+    """
+
+    epoch: int
+    row: int
+    block: int
+    checkpoint: Path
+    sha256: str
+    samples: int
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch} block {self.block}"
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """What became of a block.
+
+    Attributes
+    ----------
+    computed : bool
+        False if the block turned out to be done already.
+    seconds : float
+        Time from picking the task up to its status being written.
+    writing_seconds : float
+        The part of it spent in the store.
+    worker : str
+        Host and process id.
+    device : str
+    batch_size : int
+        Samples per micro-batch at the end of the block.
+    """
+
+    computed: bool
+    seconds: float
+    writing_seconds: float
+    worker: str
+    device: str
+    batch_size: int
+
+
+class Worker:
+    """What a worker process keeps between the blocks of a run."""
+
+    def __init__(self, context: RunContext):
+        self.context = context
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # The results of a CPU convolution change in their last bits with the number of threads it
+        # is split over. One thread per process keeps them the same for any number of workers.
+        torch.set_num_threads(1)
+        self._store = ResultsStore.open(context.store)
+        self._images, self._labels = open_prepared(context.prepared)
+        self._scorer: Scorer | None = None
+        self._scorer_of: tuple[int, str] | None = None
+
+    def run(self, task: BlockTask) -> BlockReport:
+        """Score a block and write it, unless it is done."""
+        started = time.perf_counter()
+        if task.row >= len(self._store.rows):
+            self._store = ResultsStore.open(self.context.store)
+        writing = 0.0
+        computed = not self._store.is_done(task.row, task.block)
+        if computed:
+            values = self._score(task)
+            before_writing = time.perf_counter()
+            self._store.write_block(task.row, task.block, values)
+            writing = time.perf_counter() - before_writing
+        return BlockReport(
+            computed=computed,
+            seconds=time.perf_counter() - started,
+            writing_seconds=writing,
+            worker=f"{socket.gethostname()}:{os.getpid()}",
+            device=_device_name(self.device),
+            batch_size=self._scorer.batch_size if self._scorer else 0,
+        )
+
+    def _score(self, task: BlockTask) -> dict[str, NDArray[Any]]:
+        context = self.context
+        start, stop = self._store.bounds(task.block)
+        num_active = context.schedule.num_active(task.epoch, len(context.class_order))
+        active_classes = context.class_order[:num_active]
+        active = np.isin(self._labels[start:stop], active_classes)
+        if not active.any():
+            return _block_values(active, None)
+        ids = start + np.flatnonzero(active)
+        scorer = self._scorer_for(task, active_classes)
+        scores = scorer.score(
+            normalise(self._images[ids]),
+            torch.from_numpy(self._labels[ids]),
+            torch.from_numpy(ids),
+        )
+        return _block_values(active, scores)
+
+    def _scorer_for(self, task: BlockTask, active_classes: tuple[int, ...]) -> Scorer:
+        if self._scorer is None or self._scorer_of != (task.epoch, task.sha256):
+            context = self.context
+            state_dict, sha256 = read_state_dict(task.checkpoint)
+            if sha256 != task.sha256:
+                raise CheckpointError(
+                    f"checkpoint {task.checkpoint} changed while the run was going on; launch "
+                    "again to use the new file"
+                )
+            model = context.model.build()
+            check_weights(model.state_dict(), state_dict, task.checkpoint)
+            model.load_state_dict(state_dict)
+            # A batch size reduced for want of memory stays reduced at the next epoch.
+            batch_size = self._scorer.batch_size if self._scorer else context.batch_size
+            self._scorer = Scorer(
+                model,
+                context.estimator,
+                classes=active_classes if context.head == "active" else None,
+                device=self.device,
+                batch_size=batch_size,
+            )
+            self._scorer_of = task.epoch, task.sha256
+        return self._scorer
+
+
+def _block_values(
+    active: NDArray[np.bool_], scores: SampleScores | None
+) -> dict[str, NDArray[Any]]:
+    """Spread the scores of a block's active samples over all its samples."""
+    values: dict[str, NDArray[Any]] = {"status": np.where(active, schema.COMPUTED, schema.INACTIVE)}
+    for variable in schema.MEASURES:
+        column = np.full(len(active), variable.fill, dtype=variable.dtype)
+        if scores is not None:
+            column[active] = getattr(scores, variable.name)
+        values[variable.name] = column
+    return values
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+_worker: Worker | None = None
+
+
+def score_block(context: RunContext, task: BlockTask) -> BlockReport:
+    """Score one block in this process; the function that Dask runs."""
+    global _worker
+    if _worker is None or _worker.context != context:
+        _worker = Worker(context)
+    return _worker.run(task)

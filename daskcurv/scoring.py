@@ -1,0 +1,257 @@
+"""Samples through a model: micro-batches of one size, and backing off when memory runs out."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from daskcurv.config import EstimatorConfig, check_positive
+from daskcurv.errors import ConfigError
+from daskcurv.estimators import Measures, SampleLoss, get_estimator, true_float32
+
+log = logging.getLogger(__name__)
+
+CPU_BATCH_SIZE = 32
+CUDA_BATCH_SIZE = 512
+
+
+@dataclass(frozen=True)
+class SampleScores:
+    """The measures of N samples; the fields are the variables of the results store.
+
+    Attributes
+    ----------
+    curvature : ndarray of float64, shape (N,)
+        Mean over probes of ‖Δg‖₂, where Δg is the change of the input gradient of the sample's
+        own loss over a step h along the probe.
+    curvature_sq : ndarray of float64, shape (N,)
+        Mean over probes of ‖Δg‖₂².
+    directional_eig : ndarray of float64, shape (N,)
+        Mean over probes of (h v)·Δg.
+    loss : ndarray of float64, shape (N,)
+        Cross-entropy of the sample, in nats.
+    grad_norm : ndarray of float64, shape (N,)
+        ‖∇ₓL‖₂ at the sample.
+    prediction : ndarray of int64, shape (N,)
+        The class with the largest logit.
+    """
+
+    curvature: NDArray[np.float64]
+    curvature_sq: NDArray[np.float64]
+    directional_eig: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    grad_norm: NDArray[np.float64]
+    prediction: NDArray[np.int64]
+
+
+class Scorer:
+    """One model, ready to score batches of samples.
+
+    Micro-batches have one fixed size and the last is padded, so that the arithmetic done for a
+    sample does not depend on how many others come with it.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Copied; the original is left as it is (mode, gradients, device).
+    config : EstimatorConfig
+    classes : sequence of int, optional
+        Outputs that take part in the loss; None means all.
+    device : torch.device or str
+    batch_size : int, optional
+        Samples per micro-batch; by default 32 on a CPU and 512 on a GPU. Halved for good whenever
+        the device runs out of memory.
+    dtype : torch.dtype
+        Floating type of the model and images, float32 or float64.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: EstimatorConfig,
+        *,
+        classes: Sequence[int] | None = None,
+        device: torch.device | str = "cpu",
+        batch_size: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        check_positive(batch_size=batch_size)
+        self.device = torch.device(device)
+        self.batch_size = batch_size or default_batch_size(self.device)
+        self._dtype = dtype
+        frozen = copy.deepcopy(model).to(self.device, dtype).eval().requires_grad_(False)
+        loss = SampleLoss(config.temperature, classes)
+        self._estimate = get_estimator(config.method)(frozen, loss, config)
+
+    def score(self, images: Tensor, labels: Tensor, sample_ids: Tensor) -> SampleScores:
+        """Score samples.
+
+        Parameters
+        ----------
+        images : Tensor of float, shape (N, *input)
+            Normalised.
+        labels : Tensor of int64, shape (N,)
+        sample_ids : Tensor of int64, shape (N,)
+            They select the probes.
+
+        Returns
+        -------
+        SampleScores
+            Arrays of length N.
+        """
+        parts: list[Measures] = []
+        start = 0
+        while start < len(images):
+            measures = self._try_micro_batch(start, images, labels, sample_ids)
+            if measures is None:
+                self._shrink()
+                continue
+            parts.append(measures)
+            start += self.batch_size
+        return SampleScores(**{field.name: _gather(parts, field.name) for field in _SCORE_FIELDS})
+
+    def _try_micro_batch(
+        self, start: int, images: Tensor, labels: Tensor, sample_ids: Tensor
+    ) -> Measures | None:
+        """Return the measures from `start` on, or None if the device ran out of memory."""
+        # The last sample is repeated to fill the batch; the copies' results are cut off below.
+        rows = torch.arange(start, start + self.batch_size).clamp(max=len(images) - 1)
+        try:
+            with true_float32(self.device):
+                measures = self._estimate(
+                    images[rows].to(self.device, self._dtype),
+                    labels[rows].to(self.device),
+                    sample_ids[rows].to(self.device),
+                )
+        except torch.OutOfMemoryError:
+            if self.batch_size == 1:
+                raise
+            return None
+        keep = len(images) - start
+        return {name: values[:keep].cpu() for name, values in measures.items()}
+
+    def _shrink(self) -> None:
+        # Called after the exception is gone: while it lives, its traceback keeps the failed
+        # batch's tensors alive, and no memory could be returned.
+        self.batch_size //= 2
+        log.warning("%s is out of memory; batch size is now %d", self.device, self.batch_size)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+_SCORE_FIELDS = fields(SampleScores)
+
+
+def _gather(parts: list[Measures], name: str) -> NDArray[np.generic]:
+    dtype = np.int64 if name == "prediction" else np.float64
+    if not parts:
+        return np.empty(0, dtype)
+    return torch.cat([part[name] for part in parts]).numpy().astype(dtype, copy=False)
+
+
+def default_batch_size(device: torch.device) -> int:
+    """Return the samples per micro-batch used when none is asked for."""
+    return CUDA_BATCH_SIZE if device.type == "cuda" else CPU_BATCH_SIZE
+
+
+def score_samples(
+    model: nn.Module,
+    images: ArrayLike | Tensor,
+    labels: ArrayLike | Tensor,
+    *,
+    h: float = 1e-3,
+    n_probes: int = 10,
+    temperature: float = 1.0,
+    seed: int = 0,
+    sample_ids: ArrayLike | Tensor | None = None,
+    method: str = "finite-difference",
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    classes: Sequence[int] | None = None,
+) -> SampleScores:
+    """Compute the curvature of the loss around each sample, for any classifier.
+
+    The model is used in eval mode, on a copy; TF32, autocast and the like are switched off for the
+    duration. Float64 images are computed in float64, which makes a referee for float32 results.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps ``(N, *input)`` to logits ``(N, C)``.
+    images : array_like or Tensor of float, shape (N, *input)
+        Already normalised as the model expects; for images ``(N, C, H, W)``.
+    labels : array_like or Tensor of int, shape (N,)
+    h : float
+        Step of the finite difference, in units of the normalised input.
+    n_probes : int
+        Random directions per sample.
+    temperature : float
+        The logits are divided by it.
+    seed : int
+        Seed of the probes.
+    sample_ids : array_like or Tensor of int, shape (N,), optional
+        Each sample's index in its training set, which selects its probes; by default 0 … N−1.
+    method : str
+        Estimator; see :data:`daskcurv.estimators.ESTIMATORS`.
+    batch_size : int, optional
+        Samples per micro-batch.
+    device : torch.device or str, optional
+        By default where the model's parameters are.
+    classes : sequence of int, optional
+        Outputs that take part in the softmax (and in the prediction); by default all.
+
+    Returns
+    -------
+    SampleScores
+        Arrays of length N.
+
+    Raises
+    ------
+    ConfigError
+        For settings or arrays that cannot be used; the text names the argument.
+    """
+    config = EstimatorConfig(
+        method=method, h=h, n_probes=n_probes, temperature=temperature, seed=seed
+    )
+    inputs = torch.as_tensor(images)
+    if inputs.dtype not in (torch.float32, torch.float64) or inputs.ndim < 2:
+        raise ConfigError(
+            f"images have dtype {inputs.dtype} and shape {tuple(inputs.shape)}; expected float32 "
+            "or float64 of shape (N, C, H, W), already normalised"
+        )
+    targets = _integers("labels", labels, len(inputs))
+    ids = torch.arange(len(inputs)) if sample_ids is None else sample_ids
+    ids = _integers("sample_ids", ids, len(inputs))
+    if device is None:
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    scorer = Scorer(
+        model,
+        config,
+        classes=classes,
+        device=device,
+        batch_size=batch_size or min(default_batch_size(torch.device(device)), len(inputs) or 1),
+        dtype=inputs.dtype,
+    )
+    allowed = None if classes is None else torch.as_tensor(classes, dtype=torch.int64)
+    if allowed is not None and not torch.isin(targets, allowed).all():
+        stray = targets[~torch.isin(targets, allowed)][0]
+        raise ConfigError(f"labels contain {stray}, which is not among classes")
+    return scorer.score(inputs.detach(), targets, ids)
+
+
+def _integers(name: str, values: ArrayLike | Tensor, length: int) -> Tensor:
+    """Return a 1-D int64 tensor on the CPU, or raise `ConfigError` naming the argument."""
+    tensor = torch.as_tensor(values).cpu()
+    if tensor.shape != (length,) or tensor.is_floating_point() or (tensor < 0).any():
+        raise ConfigError(
+            f"{name} have dtype {tensor.dtype} and shape {tuple(tensor.shape)}; expected one "
+            f"integer, 0 or more, for each of the {length} images"
+        )
+    return tensor.to(torch.int64)

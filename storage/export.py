@@ -1,0 +1,234 @@
+"""Results out, as the directory tree that older scripts read.
+
+One directory per epoch::
+
+    epoch_0200/
+        per_image_curvature.npy         float32 (N,)   mean over probes of ‖Δg‖
+        per_image_directional_eig.npy   float32 (N,)   mean over probes of (h v)·Δg
+        per_image_labels.npy            int64   (N,)   class of each sample
+        metadata.json
+
+in data-set order, NaN where the sample's class is not active. A directory is written beside and
+renamed, so that one that exists is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskcurv.config import check_positive
+from daskcurv.errors import ConfigError, ExportError, StoreWriteError
+from daskcurv.storage import schema
+from daskcurv.storage.store import ResultsStore
+
+Inactive = Literal["nan", "zero", "drop"]
+INACTIVE_CHOICES: tuple[str, ...] = get_args(Inactive)
+
+METADATA = "metadata.json"
+
+# The power of the batch size by which a mean-reduced loss would have divided each measure.
+_GRADIENT_POWERS = {"curvature": 1, "directional_eig": 1, "curvature_sq": 2, "grad_norm": 1}
+_DOCUMENTED = ("curvature", "directional_eig")
+_EXTRAS = ("curvature_sq", "loss", "grad_norm", "prediction", "status")
+
+
+def epoch_directory(out: Path, epoch: int) -> Path:
+    """Return where an epoch is exported to."""
+    return out / f"epoch_{epoch:04d}"
+
+
+def is_exported(store: ResultsStore, out: Path, epoch: int) -> bool:
+    """Return whether `out` has this epoch from this store.
+
+    Raises
+    ------
+    ExportError
+        If it has the epoch from somewhere else, which is not ours to replace.
+    """
+    target = epoch_directory(out, epoch)
+    if not target.exists():
+        return False
+    try:
+        metadata = json.loads((target / METADATA).read_text())
+    except (OSError, ValueError):
+        metadata = {}
+    found = metadata.get("fingerprint")
+    if found != store.fingerprint:
+        origin = "another configuration" if found else "another program"
+        raise ExportError(
+            f"{target} exists and was made by {origin}; it is left alone. Export into another "
+            "directory (--save_base_dir for a launch), or move it away"
+        )
+    checkpoint = str(store.read("checkpoint_sha256")[store.rows[epoch]])
+    return bool(metadata.get("checkpoint_sha256") == checkpoint)
+
+
+def export_epochs(
+    store: ResultsStore, out: Path, epochs: Iterable[int] | None = None, **options: Any
+) -> Iterator[int]:
+    """Export epochs one by one, after checking that all of them can be.
+
+    Parameters
+    ----------
+    store : ResultsStore
+    out : Path
+    epochs : iterable of int, optional
+        By default every epoch of the store.
+    **options
+        As for `export_epoch`.
+
+    Yields
+    ------
+    int
+        Each epoch once its directory is in place.
+
+    Raises
+    ------
+    ExportError
+        Before anything is written, if an epoch is absent or unfinished, or its directory holds
+        something else.
+    """
+    wanted = sorted(store.rows) if epochs is None else list(epochs)
+    if absent := [epoch for epoch in wanted if epoch not in store.rows]:
+        raise ExportError(f"results store {store.path} has no epochs {absent}")
+    complete = store.done_blocks().all(axis=1)
+    if unfinished := [epoch for epoch in wanted if not complete[store.rows[epoch]]]:
+        raise ExportError(
+            f"epochs {unfinished} of {store.path} are not finished; launch again to finish them, "
+            "or name finished ones with --epochs"
+        )
+    for epoch in wanted:
+        is_exported(store, out, epoch)
+    for epoch in wanted:
+        export_epoch(store, out, epoch, **options)
+        yield epoch
+
+
+def export_epoch(
+    store: ResultsStore,
+    out: Path,
+    epoch: int,
+    *,
+    inactive: str = "nan",
+    divide_by: int | None = None,
+    extras: bool = False,
+) -> Path:
+    """Export one finished epoch.
+
+    Parameters
+    ----------
+    store : ResultsStore
+    out : Path
+    epoch : int
+    inactive : {"nan", "zero", "drop"}
+        What samples of inactive classes get: NaN, 0, or no entry at all. With ``"drop"`` the
+        arrays are shorter, and ``per_image_sample_ids.npy`` (int64) says which samples they hold.
+    divide_by : int, optional
+        Divide as a loss averaged over this batch size would have, for comparison with results of
+        older scripts: gradients and their differences by it, squares by its square.
+    extras : bool
+        Also write the store's other variables.
+
+    Returns
+    -------
+    Path
+        The epoch's directory.
+    """
+    if inactive not in INACTIVE_CHOICES:
+        raise ConfigError(f"inactive is {inactive!r}; expected one of {INACTIVE_CHOICES}")
+    check_positive(divide_by=divide_by)
+    row = store.rows[epoch]
+    active = store.read("status", row) == schema.COMPUTED
+    kept = active if inactive == "drop" else np.ones_like(active)
+
+    def column(name: str) -> NDArray[Any]:
+        values = store.read(name, row)
+        if name in _GRADIENT_POWERS:
+            values = values / np.float32((divide_by or 1) ** _GRADIENT_POWERS[name])
+        if inactive == "zero" and values.dtype.kind == "f":
+            values[~active] = 0
+        return values[kept]
+
+    arrays = {name: column(name) for name in _DOCUMENTED + (_EXTRAS if extras else ())}
+    arrays["labels"] = store.read("label").astype(np.int64)[kept]
+    if inactive == "drop":
+        arrays["sample_ids"] = np.flatnonzero(kept).astype(np.int64)
+    metadata = _metadata(store, row, epoch)
+    curvature = arrays["curvature"][active[kept]]
+    metadata["curvature_stats"] = _statistics(curvature)
+    metadata.update(inactive=inactive, divided_by=divide_by or 1)
+
+    target = epoch_directory(out, epoch)
+    try:
+        _write_directory(target, arrays, metadata)
+    except OSError as error:
+        raise StoreWriteError(
+            f"cannot export to {target}: {error.strerror or error}. The results store is not "
+            "affected; free space or permissions, then export again"
+        ) from error
+    return target
+
+
+def _metadata(store: ResultsStore, row: int, epoch: int) -> dict[str, Any]:
+    order = store.identity["classes"]["order"]
+    num_active = int(store.read("num_active_classes")[row])
+    return {
+        "epoch": epoch,
+        "total_samples": store.num_samples,
+        "num_gpus": int(store.read("num_workers")[row]),
+        "compute_time_seconds": float(store.read("compute_seconds")[row]),
+        "allowed_classes": order[:num_active],
+        "curvature_stats": None,
+        "active_samples": int((store.read("status", row) == schema.COMPUTED).sum()),
+        "checkpoint": str(store.read("checkpoint")[row]),
+        "checkpoint_sha256": str(store.read("checkpoint_sha256")[row]),
+        "identity": store.identity,
+        "fingerprint": store.fingerprint,
+    }
+
+
+def _statistics(values: NDArray[np.float32]) -> dict[str, float | None]:
+    """Return mean, population standard deviation, minimum and maximum.
+
+    A statistic that is not a number, for want of samples or because of one that is not, is None:
+    JSON has no NaN.
+    """
+    wide = values.astype(np.float64)
+    functions = {"mean": np.mean, "std": np.std, "min": np.min, "max": np.max}
+    if not len(wide) or not np.isfinite(wide).all():
+        return dict.fromkeys(functions)
+    return {name: float(function(wide)) for name, function in functions.items()}
+
+
+def _write_directory(
+    target: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, Any]
+) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(
+        tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+    )
+    try:
+        for name, values in arrays.items():
+            np.save(building / f"per_image_{name}.npy", values)
+        text = json.dumps(metadata, indent=2, allow_nan=False)
+        (building / METADATA).write_text(text + "\n")
+        building.chmod(0o755)
+        if target.exists():
+            # A directory cannot be renamed over another; the old one steps aside first.
+            previous = building.with_suffix(".previous")
+            os.rename(target, previous)
+            os.rename(building, target)
+            shutil.rmtree(previous)
+        else:
+            os.rename(building, target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)

@@ -1,0 +1,151 @@
+"""One launcher at a time: a lock file beside the store.
+
+The file is created exclusively and names its owner. An owner on this machine is looked up by
+process id and start time; an owner elsewhere cannot be, so it shows that it lives by touching the
+file. A lock whose owner is dead is taken over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from daskcurv.errors import StoreError, StoreWriteError
+
+log = logging.getLogger(__name__)
+
+_HEARTBEAT_SECONDS = 20.0
+_STALE_SECONDS = 300.0
+
+
+@contextmanager
+def launcher_lock(store: Path) -> Iterator[None]:
+    """Hold the lock of a results store.
+
+    Parameters
+    ----------
+    store : Path
+        The lock is ``{store}.lock``.
+
+    Raises
+    ------
+    StoreError
+        If another launcher holds it; the text names the owner.
+    """
+    path = store.with_name(store.name + ".lock")
+    _acquire(path)
+    stop = threading.Event()
+    heartbeat = threading.Thread(target=_beat, args=(path, stop), daemon=True)
+    heartbeat.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        heartbeat.join()
+        if _read(path) == _me():
+            path.unlink(missing_ok=True)
+
+
+def _acquire(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            # Written beside and linked into place, so that a lock that exists names its owner.
+            draft = path.with_name(f"{path.name}.{os.getpid()}.partial")
+            draft.write_text(json.dumps(_me()))
+            try:
+                os.link(draft, path)
+                return
+            except FileExistsError:
+                _take_over_if_stale(path)
+            finally:
+                draft.unlink()
+    except OSError as error:
+        raise StoreWriteError(f"cannot create the lock {path}: {error.strerror}") from error
+
+
+def _take_over_if_stale(path: Path) -> None:
+    """Remove a dead launcher's lock, or raise `StoreError` if its owner lives."""
+    owner = _read(path)
+    if owner is not None and _alive(path, owner):
+        raise StoreError(
+            f"another launcher is working on this store: process {owner.get('pid')} on "
+            f"{owner.get('host')}, since {owner.get('since')}. Wait for it or stop it; if it is "
+            f"certainly gone, remove {path}"
+        )
+    # Of several launchers that find the lock stale, one wins the rename; the rest try again.
+    grave = path.with_name(f"{path.name}.{os.getpid()}.stale")
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(path, grave)
+        if _read(grave) != owner:
+            # Between reading and renaming, another launcher took over; give it back its lock.
+            os.link(grave, path)
+            grave.unlink()
+            return
+        grave.unlink()
+        log.warning(
+            "took over the lock of a launcher that is gone (process %s on %s)",
+            owner and owner.get("pid"),
+            owner and owner.get("host"),
+        )
+
+
+def _alive(path: Path, owner: dict[str, Any]) -> bool:
+    if owner.get("host") == socket.gethostname():
+        try:
+            process = psutil.Process(owner["pid"])
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            return bool(process.create_time() == owner["started"])
+        except psutil.NoSuchProcess:
+            return False
+    return _age(path) < _STALE_SECONDS
+
+
+def _age(path: Path) -> float:
+    """Return the seconds since `path` was touched, by the file server's own clock."""
+    probe = path.with_name(f"{path.name}.{os.getpid()}.clock")
+    probe.touch()
+    try:
+        return probe.stat().st_mtime - path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
+    finally:
+        probe.unlink()
+
+
+def _beat(path: Path, stop: threading.Event) -> None:
+    while not stop.wait(_HEARTBEAT_SECONDS):
+        with contextlib.suppress(OSError):
+            os.utime(path)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+_SINCE = time.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _me() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": psutil.Process().create_time(),
+        "since": _SINCE,
+    }

@@ -1,0 +1,159 @@
+"""What a results store holds: its variables, their types and meanings.
+
+One Zarr v3 group with dimensions ``(epoch, sample)``. A *block* is one epoch × one run of
+consecutive samples; it is one chunk of every per-sample variable, and the unit of work, of writing
+and of resuming.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+FORMAT_VERSION = 1
+"""Raised whenever a reader of the previous version would misread a store."""
+
+MISSING, COMPUTED, INACTIVE = 0, 1, 2
+"""Codes of the `status` variable."""
+
+EPOCH_CHUNK = 4096
+"""Rows per chunk of the per-epoch variables: a full training run fits into one file each."""
+
+DEFAULT_BLOCK_SIZE = 5000
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable of the store.
+
+    Attributes
+    ----------
+    name : str
+    dims : tuple of str
+    dtype : str
+        Zarr data type.
+    fill : Any
+        Value of what was never written.
+    attrs : dict
+        CF-style attributes.
+    coordinate : bool
+        Whether xarray should present it as a coordinate.
+    """
+
+    name: str
+    dims: tuple[str, ...]
+    dtype: str
+    fill: Any
+    attrs: dict[str, Any] = field(default_factory=dict)
+    coordinate: bool = False
+
+
+def _measure(name: str, units: str, long_name: str, **attrs: Any) -> Variable:
+    attrs = {"long_name": long_name, "units": units, **attrs}
+    return Variable(name, ("epoch", "sample"), "float32", float("nan"), attrs)
+
+
+_STEP = "Δg = ∇L(x + h v) − ∇L(x), with the step h and probes v of the store's identity"
+
+STATUS = Variable(
+    "status",
+    ("epoch", "sample"),
+    "uint8",
+    MISSING,
+    {
+        "long_name": "state of the sample at this epoch",
+        "flag_values": [MISSING, COMPUTED, INACTIVE],
+        "flag_meanings": "missing computed class_not_active",
+    },
+)
+
+MEASURES = (
+    _measure("curvature", "nat", "mean over probes of the norm of Δg", comment=_STEP),
+    _measure("curvature_sq", "nat2", "mean over probes of the squared norm of Δg", comment=_STEP),
+    _measure("directional_eig", "nat", "mean over probes of (h v)·Δg", comment=_STEP),
+    _measure("loss", "nat", "cross-entropy of the sample alone"),
+    _measure("grad_norm", "nat", "norm of the input gradient of the sample's loss"),
+    Variable(
+        "prediction",
+        ("epoch", "sample"),
+        "int16",
+        -1,
+        {"long_name": "class with the largest logit; -1 where not computed"},
+    ),
+)
+"""Per-sample results; a block's status is written after all of them."""
+
+SAMPLE_VARIABLES = (
+    Variable("sample", ("sample",), "int32", -1, {"long_name": "index into the training set"}),
+    Variable("label", ("sample",), "int16", -1, {"long_name": "class of the sample"}, True),
+    Variable(
+        "split",
+        ("sample",),
+        "uint8",
+        0,
+        {
+            "long_name": "whether the training run trained on the sample",
+            "flag_values": [0, 1],
+            "flag_meanings": "train validation",
+        },
+        True,
+    ),
+    Variable(
+        "class_position",
+        ("sample",),
+        "int16",
+        -1,
+        {"long_name": "position of the sample's class in the class order"},
+        True,
+    ),
+    Variable(
+        "first_epoch_active",
+        ("sample",),
+        "int32",
+        -1,
+        {"long_name": "first epoch at which the sample's class is active"},
+        True,
+    ),
+)
+
+EPOCH_VARIABLES = (
+    Variable("epoch", ("epoch",), "int32", -1, {"long_name": "epoch of the training run"}),
+    Variable("task", ("epoch",), "int16", -1, {"long_name": "number of class additions"}, True),
+    Variable("num_active_classes", ("epoch",), "int16", -1, {}, True),
+    Variable("checkpoint", ("epoch",), "str", "", {"long_name": "file name"}, True),
+    Variable("checkpoint_sha256", ("epoch",), "str", "", {}, True),
+    Variable("checkpoint_size", ("epoch",), "int64", -1, {"units": "byte"}, True),
+    Variable("checkpoint_mtime_ns", ("epoch",), "int64", -1, {}, True),
+)
+"""Written by the launcher when an epoch is added."""
+
+PROGRESS_VARIABLES = (
+    Variable(
+        "complete", ("epoch",), "bool", False, {"long_name": "all blocks of the epoch done"}, True
+    ),
+    Variable(
+        "compute_seconds",
+        ("epoch",),
+        "float64",
+        0.0,
+        {"long_name": "worker time spent on the epoch's blocks", "units": "s"},
+        True,
+    ),
+    Variable(
+        "num_workers",
+        ("epoch",),
+        "int16",
+        0,
+        {"long_name": "most workers that shared the epoch's blocks in one run"},
+        True,
+    ),
+)
+"""Written by the launcher while it runs."""
+
+ALL_VARIABLES = (
+    *MEASURES,
+    STATUS,
+    *SAMPLE_VARIABLES,
+    *EPOCH_VARIABLES,
+    *PROGRESS_VARIABLES,
+)

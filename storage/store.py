@@ -1,0 +1,352 @@
+"""The results store while it is being filled.
+
+Two rules carry everything that is promised about interrupted runs.
+
+*Chunk = block = task.* A block is one chunk of every per-sample variable, each written whole, and
+``status`` last. The presence of the status chunk is the record that the block is done; nothing
+else remembers progress, so nothing can disagree with it. No two tasks share a chunk.
+
+*One file decides.* The group's ``zarr.json`` holds consolidated metadata and is replaced in one
+rename. The template is built beside and renamed into place; epochs are added by preparing their
+rows first and replacing that file last. A reader sees the store before or after, never between.
+
+Both rest on a file system on which a rename within a directory is atomic, which POSIX asks for,
+and on files being durable before the rename that vouches for them, which is why blocks are synced.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from daskcurv.config import Identity, differences, fingerprint
+from daskcurv.errors import StoreError, StoreWriteError
+from daskcurv.storage import schema
+
+Columns = Mapping[str, Sequence[Any] | NDArray[Any]]
+
+
+class ResultsStore:
+    """A store open for writing blocks (workers) or epochs (the launcher).
+
+    Use :meth:`create` or :meth:`open`.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._group = _open_group(path)
+        attrs = self._group.attrs
+        self.identity = cast(Identity, attrs["identity"])
+        self.fingerprint = cast(str, attrs["fingerprint"])
+        self.block_size = cast(int, attrs["block_size"])
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        identity: Identity,
+        samples: Columns,
+        epochs: Columns,
+        block_size: int = schema.DEFAULT_BLOCK_SIZE,
+        attrs: Mapping[str, Any] | None = None,
+    ) -> ResultsStore:
+        """Create a store with nothing computed.
+
+        Parameters
+        ----------
+        path : Path
+            Must not exist.
+        identity : dict
+            Scientific configuration that the store is bound to.
+        samples : mapping
+            A column of length N for each of `schema.SAMPLE_VARIABLES`.
+        epochs : mapping
+            A column for each of `schema.EPOCH_VARIABLES`.
+        block_size : int
+            Samples per block; at most N are used.
+        attrs : mapping, optional
+            Further attributes, for the reader's benefit.
+
+        Raises
+        ------
+        StoreWriteError
+            If the directory cannot be written.
+        """
+        num_samples = len(samples["sample"])
+        block_size = min(block_size, num_samples)
+        with _writing(f"results store {path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            building = Path(
+                tempfile.mkdtemp(prefix=f"{path.name}.", suffix=".partial", dir=path.parent)
+            )
+        try:
+            with _writing(f"results store {path}"):
+                group = zarr.create_group(
+                    building,
+                    zarr_format=3,
+                    overwrite=True,
+                    attributes={
+                        **(attrs or {}),
+                        "daskcurv_format": schema.FORMAT_VERSION,
+                        "identity": identity,
+                        "fingerprint": fingerprint(identity),
+                        "block_size": block_size,
+                        "coordinates": " ".join(
+                            v.name for v in schema.ALL_VARIABLES if v.coordinate
+                        ),
+                    },
+                )
+                for variable in schema.ALL_VARIABLES:
+                    _create_array(group, variable, num_samples, block_size)
+                for variable in schema.SAMPLE_VARIABLES:
+                    _array(group, variable.name)[:] = np.asarray(
+                        samples[variable.name], dtype=variable.dtype
+                    )
+                _consolidate(building)
+                cls(building).add_epochs(epochs)
+                building.chmod(0o755)
+                os.rename(building, path)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path, *, identity: Identity | None = None) -> ResultsStore:
+        """Open an existing store.
+
+        Parameters
+        ----------
+        path : Path
+        identity : dict, optional
+            If given, the store must have been made with it.
+
+        Raises
+        ------
+        StoreError
+            If it is not a store, was made by a newer version, or has another identity; the text
+            then lists the fields that differ.
+        """
+        store = cls(path)
+        if identity is not None and store.fingerprint != fingerprint(identity):
+            lines = differences(store.identity, identity)
+            raise StoreError(
+                f"results store {path} was made with another configuration:\n  "
+                + "\n  ".join(lines)
+                + "\nChange these settings back, or choose another --store"
+            )
+        return store
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples."""
+        return _array(self._group, "sample").shape[0]
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks per epoch."""
+        return -(-self.num_samples // self.block_size)
+
+    @cached_property
+    def rows(self) -> dict[int, int]:
+        """Row of each epoch; rows are in the order in which epochs were added."""
+        return {int(epoch): row for row, epoch in enumerate(self.read("epoch"))}
+
+    def bounds(self, block: int) -> tuple[int, int]:
+        """Return the first sample of a block, and the one after its last."""
+        start = block * self.block_size
+        return start, min(start + self.block_size, self.num_samples)
+
+    def read(self, name: str, row: int | None = None) -> NDArray[Any]:
+        """Return a variable, or one epoch's row of it."""
+        selection = slice(None) if row is None else row
+        return np.asarray(_array(self._group, name)[selection])
+
+    def add_epochs(self, epochs: Columns) -> None:
+        """Append rows for epochs that the store does not have yet.
+
+        Only the launcher calls this, before any block of the new rows is written. Interrupted, it
+        leaves the store as it was.
+
+        Parameters
+        ----------
+        epochs : mapping
+            A column for each of `schema.EPOCH_VARIABLES`, all of one length.
+        """
+        count, start = len(epochs["epoch"]), len(self.rows)
+        repeated = sorted({*self.rows} & {int(epoch) for epoch in epochs["epoch"]})
+        if repeated:
+            raise StoreError(f"results store {self.path} already has epochs {repeated}")
+        with _writing(f"results store {self.path}"):
+            for variable in schema.ALL_VARIABLES:
+                if variable.dims[0] != "epoch":
+                    continue
+                array = _array(self._group, variable.name)
+                array.resize((start + count, *array.shape[1:]))
+                if variable in schema.EPOCH_VARIABLES:
+                    dtype = object if variable.dtype == "str" else variable.dtype
+                    array[start:] = np.asarray(epochs[variable.name], dtype=dtype)
+            _consolidate(self.path)
+        self._group = _open_group(self.path)
+        self.__dict__.pop("rows", None)
+
+    def set_epoch(self, row: int, **values: bool | float | int | str) -> None:
+        """Write per-epoch variables of one row; only the launcher does."""
+        with _writing(f"results store {self.path}"):
+            for name, value in values.items():
+                _array(self._group, name)[row] = value
+
+    def write_block(self, row: int, block: int, values: Mapping[str, NDArray[Any]]) -> None:
+        """Write a block, its status last.
+
+        Parameters
+        ----------
+        row, block : int
+        values : mapping
+            For `status` and each of `schema.MEASURES`, one value per sample of the block.
+
+        Raises
+        ------
+        StoreError
+            If the block does not exist or the values do not fill it exactly.
+        StoreWriteError
+            If the disk is full or not writable; the block then does not count as done.
+        """
+        start, stop = self.bounds(block)
+        if not (0 <= row < len(self.rows) and 0 <= block < self.num_blocks):
+            raise StoreError(f"results store {self.path} has no block {block} in row {row}")
+        for variable in (*schema.MEASURES, schema.STATUS):
+            shape = np.shape(values[variable.name])
+            if shape != (stop - start,):
+                raise StoreError(
+                    f"{variable.name} has shape {shape}; block {block} takes ({stop - start},)"
+                )
+        with _writing(f"results store {self.path}"):
+            for variable in schema.MEASURES:
+                self._write_chunk(variable, row, start, stop, values)
+            # A crash of the machine must not leave a status without its data.
+            for variable in schema.MEASURES:
+                _sync(self._chunk_path(variable.name, row, block))
+            self._write_chunk(schema.STATUS, row, start, stop, values)
+
+    def is_done(self, row: int, block: int) -> bool:
+        """Return whether a block has been written."""
+        return self._chunk_path("status", row, block).exists()
+
+    def done_blocks(self) -> NDArray[np.bool_]:
+        """Return which blocks have been written, as booleans of shape (rows, blocks)."""
+        done = np.zeros((len(self.rows), self.num_blocks), dtype=bool)
+        for row in range(len(self.rows)):
+            try:
+                with os.scandir(self._chunk_path("status", row, 0).parent) as entries:
+                    # What is not a number is the temporary file of an interrupted write.
+                    blocks = [int(entry.name) for entry in entries if entry.name.isdigit()]
+            except FileNotFoundError:
+                continue
+            done[row, [block for block in blocks if block < self.num_blocks]] = True
+        return done
+
+    def _write_chunk(
+        self,
+        variable: schema.Variable,
+        row: int,
+        start: int,
+        stop: int,
+        values: Mapping[str, NDArray[Any]],
+    ) -> None:
+        array = _array(self._group, variable.name)
+        array[row, start:stop] = np.asarray(values[variable.name]).astype(variable.dtype)
+
+    def _chunk_path(self, name: str, row: int, block: int) -> Path:
+        return self.path / name / "c" / str(row) / str(block)
+
+
+def _array(group: zarr.Group, name: str) -> zarr.Array:
+    node = group[name]
+    if not isinstance(node, zarr.Array):
+        raise StoreError(f"{name} is not an array")
+    # Not remembered in the metadata. Without it a block of nothing but inactive samples would
+    # leave no chunk of its measures.
+    return node.with_config({"write_empty_chunks": True})
+
+
+def _create_array(
+    group: zarr.Group, variable: schema.Variable, num_samples: int, block_size: int
+) -> None:
+    if variable.dims == ("epoch", "sample"):
+        shape, chunks = (0, num_samples), (1, block_size)
+    elif variable.dims == ("sample",):
+        shape, chunks = (num_samples,), (num_samples,)
+    else:
+        shape, chunks = (0,), (schema.EPOCH_CHUNK,)
+    group.create_array(
+        variable.name,
+        shape=shape,
+        chunks=chunks,
+        dtype=variable.dtype,
+        fill_value=variable.fill,
+        dimension_names=variable.dims,
+        attributes=variable.attrs,
+        # Without the checksum, most flipped bits pass through zstd unnoticed.
+        compressors=[ZstdCodec(level=3), Crc32cCodec()],
+    )
+
+
+def _open_group(path: Path) -> zarr.Group:
+    try:
+        group = zarr.open_group(path, mode="r+", use_consolidated=True)
+    except (FileNotFoundError, ValueError, KeyError, TypeError, OSError) as error:
+        raise StoreError(
+            f"{path} is not a daskcurv results store ({error}); choose another --store"
+        ) from error
+    version = group.attrs.get("daskcurv_format")
+    if not isinstance(version, int):
+        raise StoreError(
+            f"{path} is a Zarr group but not a daskcurv results store; choose another --store"
+        )
+    if version > schema.FORMAT_VERSION:
+        raise StoreError(
+            f"results store {path} has format {version}; this daskcurv reads up to "
+            f"{schema.FORMAT_VERSION}. Use the newer daskcurv that made it"
+        )
+    return group
+
+
+def _consolidate(path: Path) -> None:
+    with warnings.catch_warnings():
+        # zarr warns that other implementations may not read consolidated v3 metadata; they fall
+        # back to the arrays' own metadata, which says the same.
+        warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
+        zarr.consolidate_metadata(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _writing(what: str) -> Iterator[None]:
+    """Turn the operating system's refusals into one message."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreWriteError(
+            f"cannot write {what}: {error.strerror or error}. What was finished is kept; free "
+            "space or permissions, then run the same command again"
+        ) from error

@@ -161,9 +161,7 @@ def check_weights(
     if reshaped:
         problems.append(_listed(reshaped))
     if problems:
-        raise CheckpointError(
-            f"checkpoint {path} does not fit the network: {'; '.join(problems)}"
-        )
+        raise CheckpointError(f"checkpoint {path} does not fit the network: {'; '.join(problems)}")
     broken = [
         key
         for key, value in state_dict.items()

@@ -140,9 +140,7 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     )
     _option(inputs, "experiment_index", int, "the training run's index, as in its file names")
     _add_schedule(inputs)
-    _option(
-        inputs, "validation_per_class", int, "first samples of each class that were held out"
-    )
+    _option(inputs, "validation_per_class", int, "first samples of each class that were held out")
 
     estimator = parser.add_argument_group("estimator")
     for name, kind, text in (

@@ -40,12 +40,12 @@ log = logging.getLogger(__name__)
 
 SEED = 0
 FLIPPED_FRACTION = 0.04
-SCHEDULE = Schedule(initial=2, increment=2, frequency=3)
-LAST_EPOCH = 18
+SCHEDULE = Schedule(initial=5, increment=5, frequency=6)
+LAST_EPOCH = 12
 VALIDATION_PER_CLASS = 20
 BLOCK_SIZE = 300
 SPEC = ModelSpec(num_classes=10, width=8)
-TRAIN_BATCH = 32
+TRAIN_BATCH = 16
 LEARNING_RATE = 0.05
 FLIPPED = "flipped_samples.npy"
 PICTURE = "most_curved.png"
@@ -208,11 +208,14 @@ def report(directory: Path, options: LaunchOptions) -> None:
     dataset = open_results(options.store)
     flipped = np.load(directory / FLIPPED)
     wrong = np.isin(dataset.sample.values, flipped)
-    curvature = analysis.mean_over_active_epochs(dataset, "curvature")
-    loss = analysis.mean_over_active_epochs(dataset, "loss")
-    print(f"{wrong.sum()} of {len(wrong)} labels were flipped. Telling them from the others:")
+    # At epoch 0 nothing has been memorized yet: that network is not trained.
+    trained = dataset.sel(epoch=slice(1, None))
+    curvature = analysis.mean_over_active_epochs(trained, "curvature")
+    loss = analysis.mean_over_active_epochs(trained, "loss")
+    print(f"{wrong.sum()} of {len(wrong)} labels were flipped. Over the epochs of training,")
     for name, score in (("cumulative curvature", curvature), ("cumulative loss", loss)):
-        print(f"  AUROC of {name:<21} {analysis.auroc(score.values, wrong):.3f}")
+        area = analysis.auroc(score.values, wrong)
+        print(f"  {name:<20} tells them from the others with AUROC {area:.3f}")
     top = np.argsort(-curvature.values)[:SHOWN]
     print(f"The {SHOWN} most curved samples (cumulative, * flipped):")
     for sample in top:

@@ -78,9 +78,7 @@ class BasicBlock(nn.Module):
         self.bn2 = _norm(norm, channels)
         self.relu = nn.ReLU()
         self.downsample = (
-            nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride=stride), _norm(norm, channels)
-            )
+            nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride=stride), _norm(norm, channels))
             if stride != 1 or in_channels != channels
             else None
         )

@@ -86,7 +86,10 @@ class Scorer:
         self.device = torch.device(device)
         self.batch_size = batch_size or default_batch_size(self.device)
         self._dtype = dtype
-        frozen = copy.deepcopy(model).to(self.device, dtype).eval().requires_grad_(False)
+        # Channels-last costs nothing where it does not help, and is a good third faster for
+        # narrow networks on CPUs.
+        frozen = copy.deepcopy(model).to(self.device, dtype, memory_format=torch.channels_last)
+        frozen.eval().requires_grad_(False)
         loss = SampleLoss(config.temperature, classes)
         self._estimate = get_estimator(config.method)(frozen, loss, config)
 
@@ -125,8 +128,11 @@ class Scorer:
         rows = torch.arange(start, start + self.batch_size).clamp(max=len(images) - 1)
         try:
             with true_float32(self.device):
+                inputs = images[rows].to(self.device, self._dtype)
+                if inputs.ndim == 4:
+                    inputs = inputs.contiguous(memory_format=torch.channels_last)
                 measures = self._estimate(
-                    images[rows].to(self.device, self._dtype),
+                    inputs,
                     labels[rows].to(self.device),
                     sample_ids[rows].to(self.device),
                 )

@@ -39,18 +39,21 @@ def open_results(path: str | Path, incomplete: Incomplete = "mask") -> xr.Datase
         If `path` is not a results store, or has unfinished epochs and `incomplete` is ``"raise"``.
     """
     if incomplete not in get_args(Incomplete):
-        raise ConfigError(
-            f"incomplete is {incomplete!r}; expected one of {get_args(Incomplete)}"
-        )
+        raise ConfigError(f"incomplete is {incomplete!r}; expected one of {get_args(Incomplete)}")
     ResultsStore.open(Path(path))
-    dataset = xr.open_zarr(path, chunks={"epoch": _EPOCHS_PER_DASK_CHUNK, "sample": -1})
-    if not np.all(np.diff(dataset.epoch) > 0):
-        dataset = dataset.sortby("epoch")
-    complete = dataset.complete.compute()
+    dataset = xr.open_zarr(path, chunks=None)
+    dataset = dataset.isel(epoch=np.argsort(dataset.epoch.values))
+    # The stored chunks are small, for the sake of resuming; several epochs make a better task.
+    for name, variable in dataset.variables.items():
+        if variable.dims == ("epoch", "sample"):
+            dataset[name] = variable.chunk({"epoch": _EPOCHS_PER_DASK_CHUNK, "sample": -1})
+        else:
+            variable.load()
+    complete = dataset.complete.values
     if complete.all() or incomplete == "include":
         return dataset
     if incomplete == "raise":
-        unfinished = dataset.epoch.values[~complete.values].tolist()
+        unfinished = dataset.epoch.values[~complete].tolist()
         raise StoreError(
             f"results store {path} has unfinished epochs {unfinished}; launch again to finish "
             "them, or open with incomplete='mask'"

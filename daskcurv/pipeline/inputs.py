@@ -86,9 +86,7 @@ class LaunchOptions:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        check_positive(
-            batch_size=self.batch_size, block_size=self.block_size, workers=self.workers
-        )
+        check_positive(batch_size=self.batch_size, block_size=self.block_size, workers=self.workers)
         get_estimator(self.estimator.method)
         if self.head not in HEADS:
             raise ConfigError(f"head is {self.head!r}; expected one of {HEADS}")
@@ -232,9 +230,7 @@ def find_class_order(options: LaunchOptions, num_classes: int) -> tuple[NDArray[
     source : str
         The file, or how it was regenerated.
     """
-    default = (
-        options.model_dir.parent / "class_order" / f"index-{options.experiment_index}.npy"
-    )
+    default = options.model_dir.parent / "class_order" / f"index-{options.experiment_index}.npy"
     path = options.class_order or default
     expected = class_order_of(options.experiment_index, num_classes)
     if path.exists() or options.class_order:

@@ -103,9 +103,7 @@ class _Run:
         self._plan = plan
         self._left = {
             checkpoint.epoch: int(count)
-            for checkpoint, count in zip(
-                plan.checkpoints, plan.missing.sum(axis=1), strict=True
-            )
+            for checkpoint, count in zip(plan.checkpoints, plan.missing.sum(axis=1), strict=True)
         }
         self._set_aside: list[SetAside[BlockTask]] = []
         self._computed = 0
@@ -132,7 +130,9 @@ class _Run:
             self._account()
 
     def _handle(
-        self, event: Done[BlockTask, BlockReport] | SetAside[BlockTask] | Waiting, progress: Progress
+        self,
+        event: Done[BlockTask, BlockReport] | SetAside[BlockTask] | Waiting,
+        progress: Progress,
     ) -> None:
         match event:
             case Done(task, report):

@@ -84,6 +84,9 @@ def active_samples(
     # The active set only changes at a few epochs; count once for each distinct set.
     changes = np.unique(first_epoch_active)
     counts = np.stack(
-        [np.add.reduceat(first_epoch_active <= change, starts, dtype=np.int64) for change in changes]
+        [
+            np.add.reduceat(first_epoch_active <= change, starts, dtype=np.int64)
+            for change in changes
+        ]
     )
     return counts[np.searchsorted(changes, epochs, side="right") - 1]

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.builders import write_checkpoints, write_cifar
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+class Project:
+    """A directory with a small training run's files, to launch the program in."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.data = root / "cifar-100-python"
+        self.models = root / "model_parameters"
+        self.store = root / "curvature.zarr"
+        self.tree = root / "tree"
+
+    def launch_arguments(self, *extra: str) -> list[str]:
+        """Arguments of a launch in which classes arrive 4, 8, 10 at epochs 0, 2, 4."""
+        return [
+            "--data_path", str(self.data), "--model_dir", str(self.models),
+            "--store", str(self.store), "--save_base_dir", str(self.tree),
+            "--initial_classes", "4", "--class_increment", "4", "--class_frequency", "2",
+            "--n_probes", "2", "--batch_size", "8", "--epochs", "all", *extra,
+        ]  # fmt: skip
+
+    def start(self, script: str, *arguments: str) -> subprocess.Popen[str]:
+        """Start one of the scripts in a session of its own."""
+        return subprocess.Popen(
+            [sys.executable, REPOSITORY / "scripts" / f"{script}.py", *arguments],
+            cwd=self.root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run one of the scripts to its end; stdout and stderr are joined in ``stdout``."""
+        process = self.start(script, *arguments)
+        try:
+            output, _ = process.communicate(timeout=300)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        return subprocess.CompletedProcess(process.args, process.returncode, output, "")
+
+    def launch(self, *extra: str) -> subprocess.CompletedProcess[str]:
+        return self.run("launch", *self.launch_arguments(*extra))
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """60 samples of 10 classes, and a tiny ResNet-18's checkpoints of epochs 0, 1, 2 and 4."""
+    project = Project(tmp_path)
+    write_cifar(project.data)
+    write_checkpoints(project.models, [0, 1, 2, 4])
+    return project
+
+
+@pytest.fixture
+def launch_here(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., int]]:
+    """Launch in this process, without a cluster: tasks run one after the other.
+
+    For tests of what a launch refuses, accepts and writes. That it does the same on real workers
+    is what the tests of interrupted runs show.
+    """
+    from daskcurv.cli import main
+
+    monkeypatch.chdir(project.root)
+    yield lambda *extra: main(["launch", *project.launch_arguments("--dry_run", *extra)])

@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from daskcurv.cli import main
 from tests.builders import write_checkpoints, write_cifar
 
 REPOSITORY = Path(__file__).parent.parent
@@ -68,15 +69,10 @@ def project(tmp_path: Path) -> Project:
 
 
 @pytest.fixture
-def launch_here(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., int]]:
-    """Launch in this process, without a cluster: tasks run one after the other.
+def dry_launch(project: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run ``launch --dry_run`` in this process; returns its exit code.
 
-    For tests of what a launch refuses, accepts and writes. That it does the same on real workers
-    is what the tests of interrupted runs show.
+    A dry run reads and checks everything a launch does, and computes nothing.
     """
-    from daskcurv.cli import main
-
     monkeypatch.chdir(project.root)
-    yield lambda *extra: main(["launch", *project.launch_arguments("--dry_run", *extra)])
+    return lambda *extra: main(["launch", *project.launch_arguments("--dry_run", *extra)])

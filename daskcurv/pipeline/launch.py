@@ -64,8 +64,8 @@ def launch(options: LaunchOptions) -> int:
 
 def _dry_run(options: LaunchOptions, inputs: Inputs) -> int:
     store = _open_existing(options, inputs)
-    unchecked = [Checkpoint(epoch, path, "", 0, 0) for epoch, path in inputs.checkpoints.items()]
-    plan = _plan(options, inputs, unchecked, store)
+    checkpoints = _check_weights(inputs, store)
+    plan = _plan(options, inputs, checkpoints, store)
     log.info("store %s: %s", options.store, "exists" if store else "would be created")
     log.info("%s", plan.summary())
     return 0

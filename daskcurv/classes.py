@@ -96,8 +96,8 @@ def class_order_of(experiment_index: int, num_classes: int = 100) -> NDArray[np.
     generator = torch.Generator().manual_seed(42)
     seeds = torch.randperm(100_000, generator=generator, dtype=torch.int32)
     # The run used NumPy's legacy generator; no other reproduces its permutation.
-    legacy = np.random.RandomState(int(seeds[experiment_index]))  # noqa: NPY002
-    return legacy.permutation(num_classes).astype(np.int64)
+    legacy = np.random.RandomState(int(seeds[experiment_index]))
+    return np.asarray(legacy.permutation(num_classes), dtype=np.int64)
 
 
 def read_class_order(path: Path, num_classes: int) -> NDArray[np.int64]:
@@ -122,7 +122,7 @@ def read_class_order(path: Path, num_classes: int) -> NDArray[np.int64]:
             f"class order {path} is not a permutation of 0 … {num_classes - 1}: some class is "
             "missing, repeated or out of range"
         )
-    return order.astype(np.int64)
+    return np.asarray(order, dtype=np.int64)
 
 
 def held_out_split(labels: NDArray[np.int64], per_class: int) -> NDArray[np.uint8]:

@@ -118,7 +118,7 @@ def make_dataset(directory: Path) -> None:
         "fine_labels": labels.tolist(),
         "coarse_labels": (labels // 5).tolist(),
     }
-    names = "zero one two three four five six seven eight nine".split()
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     for name, content in (("train", train_file), ("meta", {"fine_label_names": names})):
         (building / name).write_bytes(pickle.dumps(content))
     np.save(directory / FLIPPED, flipped)
@@ -219,10 +219,9 @@ def report(directory: Path, options: LaunchOptions) -> None:
     top = np.argsort(-curvature.values)[:SHOWN]
     print(f"The {SHOWN} most curved samples (cumulative, * flipped):")
     for sample in top:
-        print(
-            f"  sample {sample:>5}{'*' if wrong[sample] else ' '} label {dataset.label.values[sample]}"
-            f"  mean curvature {curvature.values[sample]:.3g}"
-        )
+        name = f"sample {sample:>5}{'*' if wrong[sample] else ' '}"
+        label, value = dataset.label.values[sample], curvature.values[sample]
+        print(f"  {name} label {label}  mean curvature {value:.3g}")
     figure = _picture(directory, curvature, top, wrong)
     figure.savefig(directory / PICTURE, dpi=150)
     print(f"results store  {options.store}")

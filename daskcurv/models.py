@@ -87,7 +87,9 @@ class BasicBlock(nn.Module):
         """Map ``(N, in_channels, H, W)`` to ``(N, channels, H / stride, W / stride)``."""
         shortcut = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(out)) + shortcut)
+        out = self.bn2(self.conv2(out))
+        result: Tensor = self.relu(out + shortcut)
+        return result
 
 
 class ResNet18(nn.Module):

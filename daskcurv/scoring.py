@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,8 +89,8 @@ class Scorer:
         self._dtype = dtype
         # Channels-last costs nothing where it does not help, and is a good third faster for
         # narrow networks on CPUs.
-        frozen = copy.deepcopy(model).to(self.device, dtype, memory_format=torch.channels_last)
-        frozen.eval().requires_grad_(False)
+        frozen = copy.deepcopy(model).to(self.device, dtype).eval().requires_grad_(False)
+        frozen.to(memory_format=torch.channels_last)
         loss = SampleLoss(config.temperature, classes)
         self._estimate = get_estimator(config.method)(frozen, loss, config)
 
@@ -118,7 +119,7 @@ class Scorer:
                 continue
             parts.append(measures)
             start += self.batch_size
-        return SampleScores(**{field.name: _gather(parts, field.name) for field in _SCORE_FIELDS})
+        return SampleScores(**{field.name: _gather(parts, field.name) for field in _FIELDS})
 
     def _try_micro_batch(
         self, start: int, images: Tensor, labels: Tensor, sample_ids: Tensor
@@ -152,10 +153,10 @@ class Scorer:
             torch.cuda.empty_cache()
 
 
-_SCORE_FIELDS = fields(SampleScores)
+_FIELDS = fields(SampleScores)
 
 
-def _gather(parts: list[Measures], name: str) -> NDArray[np.generic]:
+def _gather(parts: list[Measures], name: str) -> NDArray[Any]:
     dtype = np.int64 if name == "prediction" else np.float64
     if not parts:
         return np.empty(0, dtype)

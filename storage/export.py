@@ -147,7 +147,7 @@ def export_epoch(
         raise ConfigError(f"inactive is {inactive!r}; expected one of {INACTIVE_CHOICES}")
     check_positive(divide_by=divide_by)
     row = store.rows[epoch]
-    active = store.read("status", row) == schema.COMPUTED
+    active = np.atleast_1d(store.read("status", row) == schema.COMPUTED)
     kept = active if inactive == "drop" else np.ones_like(active)
 
     def column(name: str) -> NDArray[Any]:
@@ -156,7 +156,8 @@ def export_epoch(
             values = values / np.float32((divide_by or 1) ** _GRADIENT_POWERS[name])
         if inactive == "zero" and values.dtype.kind == "f":
             values[~active] = 0
-        return values[kept]
+        result: NDArray[Any] = values[kept]
+        return result
 
     arrays = {name: column(name) for name in _DOCUMENTED + (_EXTRAS if extras else ())}
     arrays["labels"] = store.read("label").astype(np.int64)[kept]
@@ -203,10 +204,10 @@ def _statistics(values: NDArray[np.float32]) -> dict[str, float | None]:
     JSON has no NaN.
     """
     wide = values.astype(np.float64)
-    functions = {"mean": np.mean, "std": np.std, "min": np.min, "max": np.max}
+    names = ("mean", "std", "min", "max")
     if not len(wide) or not np.isfinite(wide).all():
-        return dict.fromkeys(functions)
-    return {name: float(function(wide)) for name, function in functions.items()}
+        return dict.fromkeys(names)
+    return {name: float(getattr(wide, name)()) for name in names}
 
 
 def _write_directory(

@@ -41,14 +41,14 @@ def open_results(path: str | Path, incomplete: Incomplete = "mask") -> xr.Datase
     if incomplete not in get_args(Incomplete):
         raise ConfigError(f"incomplete is {incomplete!r}; expected one of {get_args(Incomplete)}")
     ResultsStore.open(Path(path))
-    dataset = xr.open_zarr(path, chunks=None)
+    dataset: xr.Dataset = xr.open_zarr(path, chunks=None)
     dataset = dataset.isel(epoch=np.argsort(dataset.epoch.values))
     # The stored chunks are small, for the sake of resuming; several epochs make a better task.
-    for name, variable in dataset.variables.items():
-        if variable.dims == ("epoch", "sample"):
-            dataset[name] = variable.chunk({"epoch": _EPOCHS_PER_DASK_CHUNK, "sample": -1})
+    for name, stored in dataset.variables.items():
+        if stored.dims == ("epoch", "sample"):
+            dataset[name] = stored.chunk({"epoch": _EPOCHS_PER_DASK_CHUNK, "sample": -1})
         else:
-            variable.load()
+            stored.load()
     complete = dataset.complete.values
     if complete.all() or incomplete == "include":
         return dataset

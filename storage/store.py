@@ -273,7 +273,7 @@ class ResultsStore:
         return self.path / name / "c" / str(row) / str(block)
 
 
-def _array(group: zarr.Group, name: str) -> zarr.Array:
+def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
     node = group[name]
     if not isinstance(node, zarr.Array):
         raise StoreError(f"{name} is not an array")
@@ -285,16 +285,14 @@ def _array(group: zarr.Group, name: str) -> zarr.Array:
 def _create_array(
     group: zarr.Group, variable: schema.Variable, num_samples: int, block_size: int
 ) -> None:
-    if variable.dims == ("epoch", "sample"):
-        shape, chunks = (0, num_samples), (1, block_size)
-    elif variable.dims == ("sample",):
-        shape, chunks = (num_samples,), (num_samples,)
-    else:
-        shape, chunks = (0,), (schema.EPOCH_CHUNK,)
+    shapes = {"epoch": 0, "sample": num_samples}
+    chunks = {"epoch": schema.EPOCH_CHUNK, "sample": num_samples}
+    if len(variable.dims) == 2:
+        chunks = {"epoch": 1, "sample": block_size}
     group.create_array(
         variable.name,
-        shape=shape,
-        chunks=chunks,
+        shape=[shapes[dim] for dim in variable.dims],
+        chunks=tuple(chunks[dim] for dim in variable.dims),
         dtype=variable.dtype,
         fill_value=variable.fill,
         dimension_names=variable.dims,

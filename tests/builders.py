@@ -1,4 +1,4 @@
-"""Small real inputs: data sets in CIFAR-100's format, and checkpoints of the training run's kind."""
+"""Small inputs: data sets in CIFAR-100's format, checkpoints of the training run's kind."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write_cifar(
 
 
 def make_model(spec: ModelSpec = TINY, seed: int = 0) -> torch.nn.Module:
-    """Return a network whose batch norms have statistics and weights other than the initial ones."""
+    """Return a network whose batch norms have other statistics and weights than initial ones."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = spec.build()

@@ -13,7 +13,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from distributed import Client, Future
 from distributed.scheduler import KilledWorker
@@ -80,8 +80,8 @@ def feed(
     DaskcurvError
         If the cluster is lost.
     """
-    finished: queue.SimpleQueue[Future] = queue.SimpleQueue()
-    running: dict[Future, Task] = {}
+    finished: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+    running: dict[Future[Any], Task] = {}
     failures: Counter[Task] = Counter()
 
     def submit(task: Task) -> None:
@@ -129,7 +129,7 @@ def feed(
             yield SetAside(task, _reason(error))
 
 
-def _error_of(future: Future) -> BaseException | None:
+def _error_of(future: Future[Any]) -> BaseException | None:
     """Return why a future did not succeed, with the worker's traceback in the log."""
     if future.status == "finished":
         return None

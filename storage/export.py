@@ -100,8 +100,8 @@ def export_epochs(
     wanted = sorted(store.rows) if epochs is None else list(epochs)
     if absent := [epoch for epoch in wanted if epoch not in store.rows]:
         raise ExportError(f"results store {store.path} has no epochs {absent}")
-    complete = store.done_blocks().all(axis=1)
-    if unfinished := [epoch for epoch in wanted if not complete[store.rows[epoch]]]:
+    done = store.done_blocks()
+    if unfinished := [epoch for epoch in wanted if not done[store.rows[epoch]].all()]:
         raise ExportError(
             f"epochs {unfinished} of {store.path} are not finished; launch again to finish them, "
             "or name finished ones with --epochs"
@@ -147,7 +147,7 @@ def export_epoch(
         raise ConfigError(f"inactive is {inactive!r}; expected one of {INACTIVE_CHOICES}")
     check_positive(divide_by=divide_by)
     row = store.rows[epoch]
-    active = np.atleast_1d(store.read("status", row) == schema.COMPUTED)
+    active = store.read("status", row) == schema.COMPUTED
     kept = active if inactive == "drop" else np.ones_like(active)
 
     def column(name: str) -> NDArray[Any]:

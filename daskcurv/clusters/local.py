@@ -60,6 +60,7 @@ def local_cluster(workers: int | None = None) -> Iterator[Client]:
         "nthreads": 1,
         "memory_limit": 0,
         "dashboard": False,
+        "preload": ["daskcurv.clusters.preload"],
         "silence_logs": logging.CRITICAL,
     }
     settings = {

@@ -123,9 +123,11 @@ class _Run:
                 local_cluster(self._options.workers) as client,
                 Progress(*todo, samples) as progress,
             ):
-                for event in feed(client, partial(score_block, context), self._plan.tasks()):
-                    self._handle(event, progress)
-                log.info("%s", progress.line())
+                try:
+                    for event in feed(client, partial(score_block, context), self._plan.tasks()):
+                        self._handle(event, progress)
+                finally:
+                    log.info("%s", progress.line())
         finally:
             self._account()
 

@@ -76,3 +76,12 @@ def dry_launch(project: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     """
     monkeypatch.chdir(project.root)
     return lambda *extra: main(["launch", *project.launch_arguments("--dry_run", *extra)])
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The demo, run once for the whole session: its working directory and what it printed."""
+    project = Project(tmp_path_factory.mktemp("demo"))
+    run = project.run("launch", "--demo", "demo")
+    assert run.returncode == 0, run.stdout
+    return project.root, run.stdout

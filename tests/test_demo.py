@@ -1,0 +1,64 @@
+"""The demo, as a new user runs it."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from sklearn.metrics import roc_auc_score
+
+import daskcurv
+from daskcurv.cli import main
+from daskcurv.dataset import read_cifar
+from daskcurv.demo import FLIPPED_FRACTION, LAST_EPOCH
+
+
+def test_the_demo_finds_the_flipped_labels(demo):
+    root, output = demo
+    printed = dict(re.findall(r"cumulative (\w+) +tells them .* AUROC ([\d.]+)", output))
+    results = daskcurv.open_results(root / "demo" / "curvature.zarr", incomplete="raise").load()
+    flipped = np.load(root / "demo" / "flipped_samples.npy")
+    assert len(flipped) == round(FLIPPED_FRACTION * 1797)
+    wrong = np.isin(results.sample, flipped)
+    for name in ("curvature", "loss"):
+        values = results[name].values[1:].astype(np.float64)
+        expected = roc_auc_score(wrong, np.nanmean(values, axis=0))
+        assert float(printed[name]) == pytest.approx(expected, abs=6e-4)
+        assert expected > 0.9
+
+
+def test_the_flipped_labels_are_the_ones_that_disagree_with_the_digits(demo):
+    from sklearn.datasets import load_digits
+
+    root, _ = demo
+    cifar = read_cifar(root / "demo" / "cifar-100-python")
+    truth = load_digits().target
+    flipped = np.load(root / "demo" / "flipped_samples.npy")
+    np.testing.assert_array_equal(np.flatnonzero(cifar.labels != truth), flipped)
+    assert cifar.class_names[3] == "three"
+
+
+def test_the_demo_leaves_a_store_a_tree_and_a_picture(demo):
+    root, output = demo
+    for name in ("demo/curvature.zarr", "demo/per_image_curvature_full", "demo/most_curved.png"):
+        assert name in output
+        assert (root / name).exists()
+    directories = sorted((root / "demo" / "per_image_curvature_full").iterdir())
+    assert [d.name for d in directories] == [f"epoch_{e:04d}" for e in range(LAST_EPOCH + 1)]
+    metadata = json.loads((directories[-1] / "metadata.json").read_text())
+    assert len(metadata["allowed_classes"]) == 10
+    picture = imread(root / "demo" / "most_curved.png")
+    assert picture[..., :3].std() > 0.05, "the picture is blank"
+    assert len(re.findall(r"^  sample +\d+", output, re.MULTILINE)) == 10
+
+
+def test_the_demo_goes_on_where_it_was(demo, monkeypatch, capsys):
+    root, _ = demo
+    monkeypatch.chdir(root)
+    assert main(["launch", "--demo", "demo"]) == 0
+    captured = capsys.readouterr()
+    assert "to do: 0 epochs, 0 blocks" in captured.err
+    assert "AUROC" in captured.out

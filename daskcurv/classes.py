@@ -26,11 +26,11 @@ class Schedule:
 
     Attributes
     ----------
-    initial : int
+    initial_classes : int
         Classes at epoch 0.
-    increment : int
+    class_increment : int
         Classes added at a time.
-    frequency : int
+    class_frequency : int
         Epochs between two additions.
     partition : {"entering", "trained"}
         The checkpoint of an epoch at which classes are added holds weights that have not seen
@@ -38,16 +38,16 @@ class Schedule:
         ``"trained"`` only from the next epoch on.
     """
 
-    initial: int = 5
-    increment: int = 5
-    frequency: int = 200
+    initial_classes: int = 5
+    class_increment: int = 5
+    class_frequency: int = 200
     partition: str = "entering"
 
     def __post_init__(self) -> None:
         check_positive(
-            initial_classes=self.initial,
-            class_increment=self.increment,
-            class_frequency=self.frequency,
+            initial_classes=self.initial_classes,
+            class_increment=self.class_increment,
+            class_frequency=self.class_frequency,
         )
         if self.partition not in PARTITIONS:
             raise ConfigError(f"partition is {self.partition!r}; expected one of {PARTITIONS}")
@@ -56,17 +56,17 @@ class Schedule:
         """Return how many times classes had been added by `epoch` (0 at the start)."""
         if self.partition == "trained":
             epoch = max(epoch - 1, 0)
-        return epoch // self.frequency
+        return epoch // self.class_frequency
 
     def num_active(self, epoch: int, num_classes: int) -> int:
         """Return the number of active classes at `epoch`, at most `num_classes`."""
-        return min(num_classes, self.initial + self.increment * self.task(epoch))
+        return min(num_classes, self.initial_classes + self.class_increment * self.task(epoch))
 
     def first_epoch_active(self, num_classes: int) -> NDArray[np.int64]:
         """Return, for each position in the class order, the first epoch at which it is active."""
         position = np.arange(num_classes)
-        task = np.maximum(0, -(-(position - self.initial + 1) // self.increment))
-        epoch = task * self.frequency
+        task = np.maximum(0, -(-(position - self.initial_classes + 1) // self.class_increment))
+        epoch = task * self.class_frequency
         return np.where((task > 0) & (self.partition == "trained"), epoch + 1, epoch)
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,15 +12,17 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from daskcurv.classes import PARTITIONS, Schedule
 from daskcurv.config import HEADS, EstimatorConfig
-from daskcurv.errors import DaskcurvError
+from daskcurv.errors import ConfigError, DaskcurvError
 from daskcurv.logs import log_to_console, log_to_file
 from daskcurv.pipeline.inputs import LaunchOptions, parse_epochs
+from daskcurv.storage.export import INACTIVE_CHOICES
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +111,6 @@ def _verb(
         aliases=[name.replace("_", "-")] if "_" in name else [],
         help=text,
         description=text[0].upper() + text[1:] + ".",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
     parser.set_defaults(run=run)
@@ -120,6 +121,7 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--demo",
         type=Path,
+        default=argparse.SUPPRESS,
         metavar="DIR",
         help="make a small data set of real images and train on it in DIR, then run on that",
     )
@@ -134,26 +136,17 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     inputs = parser.add_argument_group("inputs")
     _option(inputs, "data_path", Path, "directory in CIFAR-100's python format")
     _flag(inputs, "download", "fetch CIFAR-100 if data_path does not have it")
-    _option(inputs, "model_dir", Path, "directory of the checkpoints")
-    _option(
-        inputs, "class_order", Path, "class order file (default: class_order/ beside model_dir)"
-    )
-    _option(inputs, "experiment_index", int, "the training run's index, as in its file names")
+    _add_model_dir(inputs)
     _add_schedule(inputs)
     _option(inputs, "validation_per_class", int, "first samples of each class that were held out")
 
     estimator = parser.add_argument_group("estimator")
-    for name, kind, text in (
-        ("h", float, "step of the finite difference"),
-        ("n_probes", int, "random directions per sample"),
-        ("temperature", float, "divides the logits"),
-        ("seed", int, "seed of the random directions"),
-    ):
-        default = getattr(_DEFAULTS.estimator, name)
-        estimator.add_argument(f"--{name}", type=kind, default=default, help=text)
-    estimator.add_argument(
-        "--head", choices=HEADS, default=_DEFAULTS.head, help="outputs that enter the loss"
-    )
+    config = _DEFAULTS.estimator
+    _option(estimator, "h", float, "step of the finite difference", config)
+    _option(estimator, "n_probes", int, "random directions per sample", config)
+    _option(estimator, "temperature", float, "divides the logits", config)
+    _option(estimator, "seed", int, "seed of the random directions", config)
+    _option(estimator, "head", str, "outputs that enter the loss", choices=HEADS)
 
     outputs = parser.add_argument_group("outputs")
     _option(outputs, "store", Path, "results store (Zarr)")
@@ -167,20 +160,25 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     _flag(run, "dry_run", "check the inputs and say what would be computed")
 
 
+def _add_model_dir(parser: Any) -> None:
+    _option(parser, "model_dir", Path, "directory of the checkpoints")
+    _option(parser, "class_order", Path, "class order file (default: class_order/ beside it)")
+    _option(parser, "experiment_index", int, "the training run's index, as in its file names")
+
+
 def _add_schedule(parser: Any) -> None:
     schedule = _DEFAULTS.schedule
-    for name, default, text in (
-        ("initial_classes", schedule.initial, "active classes at epoch 0"),
-        ("class_increment", schedule.increment, "classes added at a time"),
-        ("class_frequency", schedule.frequency, "epochs between two additions"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default, help=text)
-    parser.add_argument(
-        "--partition",
+    _option(parser, "initial_classes", int, "active classes at epoch 0", schedule)
+    _option(parser, "class_increment", int, "classes added at a time", schedule)
+    _option(parser, "class_frequency", int, "epochs between two additions", schedule)
+    _option(
+        parser,
+        "partition",
+        str,
+        "whether classes count as active at the epoch at which they are added (entering), or only "
+        "once they were trained on (trained)",
+        schedule,
         choices=PARTITIONS,
-        default=schedule.partition,
-        help="whether classes count as active at the epoch at which they are added (entering), "
-        "or only once they were trained on",
     )
 
 
@@ -190,9 +188,9 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", help="comma-separated epochs (default: all of the store)")
     parser.add_argument(
         "--inactive",
-        choices=("nan", "zero", "drop"),
-        default="nan",
-        help="what samples of inactive classes get",
+        choices=INACTIVE_CHOICES,
+        default=INACTIVE_CHOICES[0],
+        help="what samples of inactive classes get (default: %(default)s)",
     )
     parser.add_argument(
         "--divide_by",
@@ -204,27 +202,51 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
-    _option(parser, "model_dir", Path, "directory of the checkpoints")
-    _option(parser, "class_order", Path, "class order file (default: class_order/ beside it)")
-    _option(parser, "experiment_index", int, "the training run's index")
-    parser.add_argument("--num_classes", type=int, default=100, help="classes in all")
+    _add_model_dir(parser)
+    parser.add_argument(
+        "--num_classes", type=int, default=100, help="classes in all (default: %(default)s)"
+    )
     _add_schedule(parser)
 
 
-def _option(parser: Any, name: str, kind: type, text: str) -> None:
-    """Add an option whose default is that of `LaunchOptions`."""
-    default = getattr(_DEFAULTS, name)
-    shown = {"help": text if default is None else f"{text} (default: {default})"}
-    parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, **shown)
+def _option(
+    parser: Any, name: str, kind: type, text: str, defaults: Any = _DEFAULTS, **extra: Any
+) -> None:
+    """Add an option that leaves no trace if it is not given, and takes its default elsewhere.
+
+    Parameters
+    ----------
+    parser : ArgumentParser or group
+    name : str
+        Field of `defaults`.
+    kind : type
+    text : str
+        Help, to which the default is added.
+    defaults : dataclass instance
+    **extra
+        Passed on to ``add_argument``.
+    """
+    default = getattr(defaults, name)
+    shown = text if default is None else f"{text} (default: {default})"
+    parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, help=shown, **extra)
 
 
 def _flag(parser: Any, name: str, text: str) -> None:
     parser.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=text)
 
 
-def _schedule(args: argparse.Namespace) -> Schedule:
-    return Schedule(
-        args.initial_classes, args.class_increment, args.class_frequency, args.partition
+def _options(args: argparse.Namespace) -> LaunchOptions:
+    """Return the launch options that were given, the rest at their defaults."""
+    given = vars(args)
+
+    def chosen(kind: type) -> dict[str, Any]:
+        return {field.name: given[field.name] for field in fields(kind) if field.name in given}
+
+    return LaunchOptions(
+        **chosen(LaunchOptions),
+        estimator=EstimatorConfig(**chosen(EstimatorConfig)),
+        schedule=Schedule(**chosen(Schedule)),
+        export="no_export" not in given,
     )
 
 
@@ -232,24 +254,17 @@ def _launch(args: argparse.Namespace) -> int:
     from daskcurv.pipeline.launch import launch
 
     given = vars(args)
-    if args.demo is not None:
+    if "demo" in given:
+        if others := given.keys() - {"run", "demo", "workers"}:
+            raise ConfigError(f"--demo makes its own inputs; leave out --{min(others)}")
         from daskcurv.demo import run_demo
 
         return run_demo(args.demo, workers=given.get("workers"))
     if "epochs" in given and (clash := {"start_epoch", "end_epoch", "step"} & given.keys()):
-        raise DaskcurvError(
+        raise ConfigError(
             f"--epochs and --{min(clash)} both say which epochs to compute; give one of them"
         )
-    estimator = EstimatorConfig(
-        h=args.h, n_probes=args.n_probes, temperature=args.temperature, seed=args.seed
-    )
-    names = set(LaunchOptions.__dataclass_fields__) & given.keys()
-    options = LaunchOptions(
-        **{name: given[name] for name in names},
-        estimator=estimator,
-        schedule=_schedule(args),
-        export=not given.get("no_export", False),
-    )
+    options = _options(args)
     log.debug("log file %s", log_to_file())
     return 1 if launch(options) else 0
 
@@ -275,8 +290,4 @@ def _export(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     from daskcurv.pipeline.partitioning import verify_class_partitioning
 
-    names = {"model_dir", "class_order", "experiment_index"} & vars(args).keys()
-    options = LaunchOptions(
-        **{name: getattr(args, name) for name in names}, schedule=_schedule(args)
-    )
-    return 0 if verify_class_partitioning(options, args.num_classes) else 1
+    return 0 if verify_class_partitioning(_options(args), args.num_classes) else 1

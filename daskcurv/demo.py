@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 SEED = 0
 FLIPPED_FRACTION = 0.04
-SCHEDULE = Schedule(initial=5, increment=5, frequency=6)
+SCHEDULE = Schedule(initial_classes=5, class_increment=5, class_frequency=6)
 LAST_EPOCH = 12
 VALIDATION_PER_CLASS = 20
 BLOCK_SIZE = 300
@@ -175,7 +175,7 @@ def train(directory: Path) -> None:
     for epoch in tqdm(range(1, LAST_EPOCH + 1), desc="training", unit=" epochs", disable=None):
         active = torch.from_numpy(order[: while_training.num_active(epoch, SPEC.num_classes)])
         pool = torch.nonzero(trained_on & torch.isin(labels, active))[:, 0]
-        position = (epoch - 1) % SCHEDULE.frequency
+        position = (epoch - 1) % SCHEDULE.class_frequency
         for group in optimiser.param_groups:
             group["lr"] = LEARNING_RATE * 0.3**position
         _train_epoch(model, optimiser, images, labels, active, pool, generator)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,10 @@ import torch
 import xarray as xr
 
 import daskcurv
+import daskcurv.pipeline.launch as launching
+from daskcurv.checkpoints import check_all
 from daskcurv.classes import Schedule, class_order_of
+from daskcurv.cli import main
 from daskcurv.config import EstimatorConfig
 from daskcurv.dataset import normalise, prepare, read_cifar
 from daskcurv.models import ModelSpec
@@ -192,6 +196,27 @@ def test_a_changed_checkpoint_of_a_scored_epoch_is_noticed(project):
     assert run.returncode == 2
     assert "checkpoints of epochs 2 have changed" in run.stdout
     assert_same_results(results(project.store), before)
+
+
+def test_a_block_that_keeps_failing_is_set_aside_and_the_rest_is_finished(
+    project, monkeypatch, capsys
+):
+    def with_a_wrong_digest(*arguments, **options):
+        # As if the file were replaced between the check and the work.
+        checked = check_all(*arguments, **options)
+        return [replace(c, sha256="0" * 64) if c.epoch == 2 else c for c in checked]
+
+    monkeypatch.setattr(launching, "check_all", with_a_wrong_digest)
+    monkeypatch.chdir(project.root)
+    assert main(["launch", *project.launch_arguments()]) == 1
+    output = capsys.readouterr().err
+    assert "3 of 4 epochs complete" in output
+    assert "epoch 2 block 0: checkpoint" in output
+    assert "changed while the run was going on" in output
+    dataset = daskcurv.open_results(project.store)
+    assert dataset.complete.values.tolist() == [True, True, False, True]
+    assert np.isnan(dataset.curvature.sel(epoch=2)).all()
+    assert not (project.tree / "epoch_0002").exists()
 
 
 def test_other_settings_are_refused_with_the_fields_that_differ(project):

@@ -9,7 +9,7 @@ WORKER_ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     # Dask by default makes glibc return memory to the system at every opportunity. A network's
     # activations are freed and allocated again thousands of times a block, and each time the
-    # kernel would have to clear fresh pages: scoring then takes 1.6 to 2.9 times as long.
+    # kernel would have to clear fresh pages: scoring then takes 1.7 to 2.9 times as long.
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
 }

@@ -8,7 +8,9 @@ aside if it keeps failing, while the rest goes on.
 from __future__ import annotations
 
 import logging
+import math
 import queue
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -92,8 +94,13 @@ def feed(
 
     remaining = iter(tasks)
     exhausted = False
-    window = 0
+    workers = window = 0
+    counted = -math.inf
     while True:
+        if time.monotonic() - counted >= POLL_SECONDS:
+            workers = _count_workers(client)
+            window = TASKS_PER_WORKER * max(1, workers)
+            counted = time.monotonic()
         while not exhausted and len(running) < window:
             task = next(remaining, None)
             if task is None:
@@ -103,16 +110,9 @@ def feed(
         if exhausted and not running:
             return
         try:
-            future = finished.get(timeout=POLL_SECONDS if running else 0)
+            future = finished.get(timeout=POLL_SECONDS)
         except queue.Empty:
-            if client.status != "running":
-                raise DaskcurvError(
-                    "the connection to the Dask scheduler is lost; launch again to go on"
-                ) from None
-            workers = len(client.nthreads())
-            window = TASKS_PER_WORKER * max(1, workers)
-            if running:
-                yield Waiting(workers)
+            yield Waiting(workers)
             continue
         task = running.pop(future)
         error = _error_of(future)
@@ -127,6 +127,12 @@ def feed(
             submit(task)
         else:
             yield SetAside(task, _reason(error))
+
+
+def _count_workers(client: Client) -> int:
+    if client.status != "running":
+        raise DaskcurvError("the connection to the Dask scheduler is lost; launch again to go on")
+    return len(client.nthreads())
 
 
 def _error_of(future: Future[Any]) -> BaseException | None:

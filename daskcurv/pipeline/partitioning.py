@@ -42,7 +42,7 @@ def verify_class_partitioning(options: LaunchOptions, num_classes: int = 100) ->
         print(f"{epoch:>10}  {active:>6}  {' '.join(map(str, added))}")
 
     expected = class_order_of(options.experiment_index, num_classes)
-    epochs = np.arange(first_active.max() + schedule.frequency + 1)
+    epochs = np.arange(first_active.max() + schedule.class_frequency + 1)
     counted = (first_active <= epochs[:, None]).sum(axis=1)
     tabled = [schedule.num_active(int(epoch), num_classes) for epoch in epochs]
     checks = {

@@ -28,7 +28,7 @@ class Progress:
     def __init__(self, epochs: int, blocks: int, samples: int):
         self._totals = epochs, blocks, samples
         self._epochs = self._blocks = self._samples = 0
-        self._workers = 0
+        self._workers: int | None = None
         self._started = time.monotonic()
         self._logged = self._started
         self._bar = tqdm(
@@ -83,5 +83,5 @@ class Progress:
 
     def _counts(self) -> str:
         epochs, blocks, _ = self._totals
-        workers = f", {self._workers} workers" if self._workers else ""
+        workers = "" if self._workers is None else f", {self._workers} workers"
         return f"epochs {self._epochs}/{epochs}, blocks {self._blocks}/{blocks}{workers}"

@@ -265,7 +265,7 @@ def _launch(args: argparse.Namespace) -> int:
             f"--epochs and --{min(clash)} both say which epochs to compute; give one of them"
         )
     options = _options(args)
-    log.debug("log file %s", log_to_file())
+    log.info("log file %s", log_to_file())
     return 1 if launch(options) else 0
 
 

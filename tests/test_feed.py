@@ -120,6 +120,26 @@ def test_workers_are_one_thread_each_on_loopback_with_tls(client):
     assert set(threads.values()) == {"1"}
 
 
+def test_each_visible_gpu_gets_one_worker_pinned_to_it(monkeypatch):
+    monkeypatch.setattr(local, "visible_gpus", lambda: ["2", "GPU-5ab"])
+    with local_cluster() as client:
+        pinned = client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
+    assert sorted(pinned.values()) == ["2", "GPU-5ab"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "count", "expected"),
+    [(None, 2, ["0", "1"]), ("3,1", 2, ["3", "1"]), ("", 0, []), (None, 0, [])],
+)
+def test_visible_gpus_are_those_the_environment_allows(monkeypatch, variable, count, expected):
+    if variable is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    assert local.visible_gpus() == expected
+
+
 def test_more_workers_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(local, "visible_gpus", lambda: ["0"])
     with pytest.raises(ConfigError, match="workers is 2, but 1 GPU"), local_cluster(2):

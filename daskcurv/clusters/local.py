@@ -53,6 +53,7 @@ def local_cluster(workers: int | None = None) -> Iterator[Client]:
             "worker per GPU"
         )
     count = workers or len(gpus) or available_cores()
+    log.info("starting %d worker processes, one %s each", count, "GPU" if gpus else "CPU core")
     security = Security.temporary()
     connection = {"host": "127.0.0.1", "protocol": "tls://", "security": security}
     common: dict[str, Any] = {

@@ -25,10 +25,14 @@ def mean_over_active_epochs(dataset: xr.Dataset, name: str) -> xr.DataArray:
     Returns
     -------
     xarray.DataArray
-        Dimension ``sample``; NaN for samples that are never active.
+        Float64, dimension ``sample``; NaN for samples that are never active, and for those whose
+        measure is not a number at some epoch.
     """
     computed = dataset.status == schema.COMPUTED
-    return dataset[name].where(computed).mean("epoch").compute()
+    total = dataset[name].where(computed, 0).astype(np.float64).sum("epoch", skipna=False)
+    epochs = computed.sum("epoch")
+    mean: xr.DataArray = (total / epochs.where(epochs > 0)).compute()
+    return mean
 
 
 def auroc(scores: ArrayLike, flagged: ArrayLike) -> float:

@@ -52,15 +52,18 @@ class Schedule:
         if self.partition not in PARTITIONS:
             raise ConfigError(f"partition is {self.partition!r}; expected one of {PARTITIONS}")
 
-    def task(self, epoch: int) -> int:
-        """Return how many times classes had been added by `epoch` (0 at the start)."""
+    def task(self, epoch: int, num_classes: int) -> int:
+        """Return how many times classes have been added by `epoch`; 0 at the start."""
         if self.partition == "trained":
             epoch = max(epoch - 1, 0)
-        return epoch // self.class_frequency
+        last = max(0, -(-(num_classes - self.initial_classes) // self.class_increment))
+        return min(epoch // self.class_frequency, last)
 
     def num_active(self, epoch: int, num_classes: int) -> int:
         """Return the number of active classes at `epoch`, at most `num_classes`."""
-        return min(num_classes, self.initial_classes + self.class_increment * self.task(epoch))
+        return min(
+            num_classes, self.initial_classes + self.class_increment * self.task(epoch, num_classes)
+        )
 
     def first_epoch_active(self, num_classes: int) -> NDArray[np.int64]:
         """Return, for each position in the class order, the first epoch at which it is active."""
@@ -109,9 +112,13 @@ def read_class_order(path: Path, num_classes: int) -> NDArray[np.int64]:
         If the file is not a permutation of 0 … num_classes−1.
     """
     try:
-        order = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with open(path, "rb") as file:
+            order = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:
+        # A damaged header can fail in the tokenizer, the decoder or the reader.
         raise DataError(f"class order {path} cannot be read as an .npy file: {error}") from error
+    if order.dtype.kind not in "iu":
+        raise DataError(f"class order {path} has dtype {order.dtype}; expected integers")
     if order.shape != (num_classes,):
         raise DataError(
             f"class order {path} has shape {order.shape}; expected ({num_classes},), one entry "

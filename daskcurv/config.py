@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from daskcurv.errors import ConfigError
@@ -48,14 +49,17 @@ class EstimatorConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        # What callers pass need not be what the annotations say.
+        n_probes: Any = self.n_probes
+        seed: Any = self.seed
         for name in ("h", "temperature"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
+            value: Any = getattr(self, name)
+            if not (isinstance(value, Real) and 0 < float(value) < math.inf):
                 raise ConfigError(f"{name} is {value!r}; expected a finite number above 0")
-        if self.n_probes < 1:
-            raise ConfigError(f"n_probes is {self.n_probes!r}; expected 1 or more")
-        if not 0 <= self.seed < 2**64:
-            raise ConfigError(f"seed is {self.seed!r}; expected an integer from 0 to 2**64 - 1")
+        if not (isinstance(n_probes, Integral) and int(n_probes) >= 1):
+            raise ConfigError(f"n_probes is {n_probes!r}; expected an integer, 1 or more")
+        if not (isinstance(seed, Integral) and 0 <= int(seed) < 2**64):
+            raise ConfigError(f"seed is {seed!r}; expected an integer from 0 to 2**64 - 1")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as a JSON-able dictionary."""

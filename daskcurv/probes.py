@@ -26,6 +26,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from daskcurv.config import EstimatorConfig
+from daskcurv.errors import ConfigError
+
 GENERATOR = "rademacher/philox4x32-10"
 
 _MASK = 0xFFFFFFFF
@@ -124,9 +127,20 @@ def rademacher_probes(
     -------
     ndarray of int8, shape (N, n_probes, *shape)
         Entries −1 and +1.
+
+    Raises
+    ------
+    ConfigError
+        For an argument that cannot be used, by name.
     """
-    ids = torch.as_tensor(np.asarray(sample_ids, dtype=np.int64))
-    if n_probes < 1:
-        raise ValueError(f"n_probes is {n_probes!r}; expected 1 or more")
+    EstimatorConfig(n_probes=n_probes, seed=seed)  # checks them
+    indices = np.asarray(sample_ids)
+    integers = indices.dtype.kind in "iu" or not indices.size
+    if indices.ndim != 1 or not integers or (indices < 0).any():
+        raise ConfigError(
+            f"sample_ids have dtype {indices.dtype} and shape {indices.shape}; expected a list of "
+            "integers, 0 or more"
+        )
+    ids = torch.from_numpy(indices.astype(np.int64))
     probes = [draw_probe(ids, probe, shape, seed) for probe in range(n_probes)]
     return torch.stack(probes, dim=1).numpy()

@@ -19,8 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from daskcurv.errors import StoreError, StoreWriteError
 
 log = logging.getLogger(__name__)
@@ -58,21 +56,26 @@ def launcher_lock(store: Path) -> Iterator[None]:
 
 
 def _acquire(path: Path) -> None:
+    draft = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
+        try:
             # Written beside and linked into place, so that a lock that exists names its owner.
-            draft = path.with_name(f"{path.name}.{os.getpid()}.partial")
             draft.write_text(json.dumps(_me()))
-            try:
-                os.link(draft, path)
-                return
-            except FileExistsError:
+            while not _linked(draft, path):
                 _take_over_if_stale(path)
-            finally:
-                draft.unlink()
+        finally:
+            draft.unlink(missing_ok=True)
     except OSError as error:
         raise StoreWriteError(f"cannot create the lock {path}: {error.strerror}") from error
+
+
+def _linked(draft: Path, path: Path) -> bool:
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _take_over_if_stale(path: Path) -> None:
@@ -103,14 +106,22 @@ def _take_over_if_stale(path: Path) -> None:
 
 def _alive(path: Path, owner: dict[str, Any]) -> bool:
     if owner.get("host") == socket.gethostname():
-        try:
-            process = psutil.Process(owner["pid"])
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return False
-            return bool(process.create_time() == owner["started"])
-        except psutil.NoSuchProcess:
-            return False
+        return owner.get("started") is not None and _started(owner.get("pid")) == owner["started"]
     return _age(path) < _STALE_SECONDS
+
+
+def _started(pid: Any) -> str | None:
+    """Return when a process started, or None if there is no such process alive.
+
+    Counted in clock ticks since booting, with the boot's identity: the time of day can be set back
+    while a launcher runs.
+    """
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except (OSError, ValueError):
+        return None
+    return None if state in "ZX" else f"{boot}/{fields[18]}"
 
 
 def _age(path: Path) -> float:
@@ -146,6 +157,6 @@ def _me() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
+        "started": _started(os.getpid()),
         "since": _SINCE,
     }

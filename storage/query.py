@@ -41,14 +41,12 @@ def open_results(path: str | Path, incomplete: Incomplete = "mask") -> xr.Datase
     if incomplete not in get_args(Incomplete):
         raise ConfigError(f"incomplete is {incomplete!r}; expected one of {get_args(Incomplete)}")
     ResultsStore.open(Path(path))
-    dataset: xr.Dataset = xr.open_zarr(path, chunks=None)
-    dataset = dataset.isel(epoch=np.argsort(dataset.epoch.values))
+    stored: xr.Dataset = xr.open_zarr(path, chunks=None)
+    stored = stored.isel(epoch=np.argsort(stored.epoch.values))
+    per_sample = [variable.name for variable in (*schema.MEASURES, schema.STATUS)]
     # The stored chunks are small, for the sake of resuming; several epochs make a better task.
-    for name, stored in dataset.variables.items():
-        if stored.dims == ("epoch", "sample"):
-            dataset[name] = stored.chunk({"epoch": _EPOCHS_PER_DASK_CHUNK, "sample": -1})
-        else:
-            stored.load()
+    chunks = {"epoch": _EPOCHS_PER_DASK_CHUNK, "sample": -1}
+    dataset = stored.drop_vars(per_sample).load().assign(stored[per_sample].chunk(chunks))
     complete = dataset.complete.values
     if complete.all() or incomplete == "include":
         return dataset

@@ -20,6 +20,7 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -172,7 +173,13 @@ class ResultsStore:
     def read(self, name: str, row: int | None = None) -> NDArray[Any]:
         """Return a variable, or one epoch's row of it."""
         selection = slice(None) if row is None else row
-        return np.asarray(_array(self._group, name)[selection])
+        try:
+            return np.asarray(_array(self._group, name)[selection])
+        except (OSError, RuntimeError, ValueError) as error:
+            where = name if row is None else f"{name}, row {row},"
+            raise StoreError(
+                f"{where} of results store {self.path} is damaged or cannot be read: {error}"
+            ) from error
 
     def add_epochs(self, epochs: Columns) -> None:
         """Append rows for epochs that the store does not have yet.
@@ -186,9 +193,9 @@ class ResultsStore:
             A column for each of `schema.EPOCH_VARIABLES`, all of one length.
         """
         count, start = len(epochs["epoch"]), len(self.rows)
-        repeated = sorted({*self.rows} & {int(epoch) for epoch in epochs["epoch"]})
-        if repeated:
-            raise StoreError(f"results store {self.path} already has epochs {repeated}")
+        seen = Counter([*self.rows, *map(int, epochs["epoch"])])
+        if repeated := [epoch for epoch, times in seen.items() if times > 1]:
+            raise StoreError(f"results store {self.path} would have epochs {repeated} twice")
         with _writing(f"results store {self.path}"):
             for variable in schema.ALL_VARIABLES:
                 if variable.dims[0] != "epoch":
@@ -240,10 +247,14 @@ class ResultsStore:
             for variable in schema.MEASURES:
                 _sync(self._chunk_path(variable.name, row, block))
             self._write_chunk(schema.STATUS, row, start, stop, values)
+            _sync(self._chunk_path(schema.STATUS.name, row, block))
 
     def is_done(self, row: int, block: int) -> bool:
         """Return whether a block has been written."""
-        return self._chunk_path("status", row, block).exists()
+        try:
+            return _is_written(self._chunk_path("status", row, block))
+        except FileNotFoundError:
+            return False
 
     def done_blocks(self) -> NDArray[np.bool_]:
         """Return which blocks have been written, as booleans of shape (rows, blocks)."""
@@ -252,7 +263,11 @@ class ResultsStore:
             try:
                 with os.scandir(self._chunk_path("status", row, 0).parent) as entries:
                     # What is not a number is the temporary file of an interrupted write.
-                    blocks = [int(entry.name) for entry in entries if entry.name.isdigit()]
+                    blocks = [
+                        int(entry.name)
+                        for entry in entries
+                        if entry.name.isdigit() and _is_written(entry)
+                    ]
             except FileNotFoundError:
                 continue
             done[row, [block for block in blocks if block < self.num_blocks]] = True
@@ -319,6 +334,12 @@ def _open_group(path: Path) -> zarr.Group:
             f"results store {path} has format {version}; this daskcurv reads up to "
             f"{schema.FORMAT_VERSION}. Use the newer daskcurv that made it"
         )
+    lost = [name for name in ("identity", "fingerprint", "block_size") if name not in group.attrs]
+    if lost:
+        raise StoreError(
+            f"results store {path} is damaged: its zarr.json lacks {', '.join(lost)}. Restore that "
+            "file from a copy, or choose another --store"
+        )
     return group
 
 
@@ -328,6 +349,11 @@ def _consolidate(path: Path) -> None:
         # back to the arrays' own metadata, which says the same.
         warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
         zarr.consolidate_metadata(path)
+
+
+def _is_written(chunk: Path | os.DirEntry[str]) -> bool:
+    # After a power cut, a file can be there by name and have no contents.
+    return chunk.stat().st_size > 0
 
 
 def _sync(path: Path) -> None:

@@ -23,6 +23,10 @@ class SampleLoss:
     There is no mean over the batch: dividing by the batch size would make every gradient, and so
     every curvature, depend on how the samples happen to be grouped.
 
+    The softmax is taken in float64. For a sample that the network is sure of, the loss and its
+    gradient are what remains of 1 − p; in float32 that difference has an absolute error of 6e-8,
+    which is more than the whole of it for samples learned by heart.
+
     Parameters
     ----------
     temperature : float
@@ -46,13 +50,13 @@ class SampleLoss:
 
         Returns
         -------
-        Tensor, shape (N,)
+        Tensor of float64, shape (N,)
         """
         if self.classes is not None:
             classes = self.classes.to(logits.device)
             labels = (labels[:, None] == classes).to(torch.int64).argmax(dim=1)
             logits = logits[:, classes]
-        return F.cross_entropy(logits / self.temperature, labels, reduction="none")
+        return F.cross_entropy(logits.double() / self.temperature, labels, reduction="none")
 
     def predict(self, logits: Tensor) -> Tensor:
         """Return the output with the largest logit among `classes`, as a class index, (N,)."""

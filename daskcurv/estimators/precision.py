@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -26,12 +27,14 @@ def true_float32(device: torch.device) -> Iterator[None]:
     device : torch.device
         Where the computation runs (autocast is a setting per device type).
     """
-    backends = torch.backends
+    backends: Any = torch.backends
     knobs = (
         backends.cuda.matmul,
-        backends.cudnn.conv,  # type: ignore[attr-defined]
-        backends.mkldnn.matmul,  # type: ignore[attr-defined]
-        backends.mkldnn.conv,  # type: ignore[attr-defined]
+        backends.cudnn.conv,
+        backends.cudnn.rnn,
+        backends.mkldnn.matmul,
+        backends.mkldnn.conv,
+        backends.mkldnn.rnn,
     )
     previous = [knob.fp32_precision for knob in knobs]
     cudnn = backends.cudnn.benchmark, backends.cudnn.deterministic
@@ -47,5 +50,8 @@ def true_float32(device: torch.device) -> Iterator[None]:
             yield
     finally:
         for knob, value in zip(knobs, previous, strict=True):
-            knob.fp32_precision = value
+            # "none" means: as the more general setting says, which may be where the value was from.
+            knob.fp32_precision = "none"
+            if knob.fp32_precision != value:
+                knob.fp32_precision = value
         backends.cudnn.benchmark, backends.cudnn.deterministic = cudnn

@@ -288,13 +288,12 @@ def _checkpoint_columns(checkpoint: Checkpoint) -> dict[str, Any]:
 def _epoch_columns(
     checkpoints: list[Checkpoint], inputs: Inputs, options: LaunchOptions
 ) -> dict[str, list[Any]]:
+    schedule, num_classes = options.schedule, len(inputs.class_order)
     rows = [
         {
             "epoch": checkpoint.epoch,
-            "task": options.schedule.task(checkpoint.epoch),
-            "num_active_classes": options.schedule.num_active(
-                checkpoint.epoch, len(inputs.class_order)
-            ),
+            "task": schedule.task(checkpoint.epoch, num_classes),
+            "num_active_classes": schedule.num_active(checkpoint.epoch, num_classes),
             **_checkpoint_columns(checkpoint),
         }
         for checkpoint in checkpoints

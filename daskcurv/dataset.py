@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import pickle
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -34,19 +35,6 @@ STD = (0.2673, 0.2564, 0.2762)
 IMAGE_SHAPE = (3, 32, 32)
 DIRECTORY = "cifar-100-python"
 _PUBLISHED_TRAIN_MD5 = "16019d7e3df5f24257cddd939b257f8d"
-
-_ALLOWED_GLOBALS = {
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("numpy.core.numeric", "_frombuffer"),
-    ("_codecs", "encode"),
-}
-
 
 @dataclass(frozen=True)
 class Cifar:
@@ -79,15 +67,78 @@ class Cifar:
         return digest.hexdigest()
 
 
+class _Dtype:
+    """Stands in for ``numpy.dtype`` while unpickling: plain numbers only."""
+
+    def __init__(self, code: str, align: bool = False, copy: bool = False):
+        self._code = code
+        self._order: Any = "|"
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._order = state[1]
+
+    def build(self) -> np.dtype[Any]:
+        """Return the dtype, or raise `UnpicklingError` if it is not one of plain numbers."""
+        if not re.fullmatch("[biuf][1248]", self._code):
+            raise pickle.UnpicklingError(f"it holds an array of {self._code!r}, not of numbers")
+        return np.dtype(self._code).newbyteorder(self._order)
+
+
+class _Array:
+    """Stands in for ``numpy.ndarray`` while unpickling."""
+
+    def __init__(self, *arguments: Any):
+        self.values: NDArray[Any] = np.empty(0)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, fortran, data = state
+        raw = data.encode("latin1") if isinstance(data, str) else data
+        values = np.frombuffer(raw, dtype.build())
+        self.values = values.reshape(shape, order="F" if fortran else "C")
+
+
+def _array_from_buffer(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> _Array:
+    array = _Array()
+    array.__setstate__((1, shape, dtype, order == "F", data))
+    return array
+
+
+def _scalar(dtype: _Dtype, data: bytes | str) -> Any:
+    raw = data.encode("latin1") if isinstance(data, str) else data
+    return np.frombuffer(raw, dtype.build())[0].item()
+
+
+def _empty_bytes() -> bytes:
+    return b""
+
+
+# Everything a pickled array can name, and what is called instead. NumPy's own functions would
+# trust the pickle with memory: an array of "objects" made of bytes is an array of wild pointers.
+_STAND_INS: dict[tuple[str, str], Any] = {
+    ("numpy", "dtype"): _Dtype,
+    ("numpy", "ndarray"): _Array,
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy._core.multiarray", "scalar"): _scalar,
+    ("numpy.core.numeric", "_frombuffer"): _array_from_buffer,
+    ("numpy._core.numeric", "_frombuffer"): _array_from_buffer,
+    ("_codecs", "encode"): str.encode,
+    ("__builtin__", "bytes"): _empty_bytes,
+    ("builtins", "bytes"): _empty_bytes,
+}
+
+
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles containers, numbers, strings and NumPy arrays; refuses any other class."""
+    """Unpickles containers, numbers, strings and arrays of numbers; refuses anything else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED_GLOBALS:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(
-            f"it tries to import {module}.{name}, which has no place in a data set"
-        )
+        try:
+            return _STAND_INS[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(
+                f"it tries to import {module}.{name}, which has no place in a data set"
+            ) from None
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:
@@ -95,7 +146,7 @@ def _read_pickle(path: Path) -> dict[str, Any]:
         with open(path, "rb") as file:
             # latin1 maps Python 2 byte strings one to one, array data included.
             content = _ArrayUnpickler(file, encoding="latin1").load()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{path} does not exist; expected the files of CIFAR-100's python version "
             "(train, test, meta). Point --data_path at them, or add --download"
@@ -108,7 +159,18 @@ def _read_pickle(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__}; expected a dictionary")
-    return {key.decode() if isinstance(key, bytes) else key: content[key] for key in content}
+    return {_text(key): content[key] for key in content}
+
+
+def _text(value: Any) -> str:
+    return value.decode("latin1") if isinstance(value, bytes) else str(value)
+
+
+def _numbers(path: Path, name: str, value: Any) -> NDArray[Any]:
+    try:
+        return value.values if isinstance(value, _Array) else np.asarray(value)
+    except ValueError as error:
+        raise DataError(f"{path}: {name!r} is not an array of numbers: {error}") from None
 
 
 def read_cifar(directory: Path) -> Cifar:
@@ -134,33 +196,41 @@ def read_cifar(directory: Path) -> Cifar:
         if key not in content:
             raise DataError(
                 f"{path} has no {key!r}; expected 'data' and 'fine_labels' (it has: "
-                f"{', '.join(sorted(map(str, content)))})"
+                f"{', '.join(sorted(content))})"
             )
-    data, labels = np.asarray(content["data"]), np.asarray(content["fine_labels"])
+    data = _numbers(path, "data", content["data"])
+    labels = _numbers(path, "fine_labels", content["fine_labels"])
     if data.ndim != 2 or data.shape[1] != np.prod(IMAGE_SHAPE) or data.dtype != np.uint8:
         raise DataError(
             f"{path}: 'data' has shape {data.shape} and dtype {data.dtype}; expected (N, 3072) "
             "and uint8"
         )
-    if labels.shape != (len(data),) or labels.dtype.kind not in "iu" or (labels < 0).any():
-        raise DataError(
-            f"{path}: 'fine_labels' has shape {labels.shape} and dtype {labels.dtype}; expected "
-            f"one class index, 0 or more, for each of the {len(data)} images"
-        )
     if len(data) == 0:
         raise DataError(f"{path} holds no samples")
-    names: tuple[str, ...] = ()
-    if (directory / "meta").exists():
-        listed = _read_pickle(directory / "meta").get("fine_label_names", [])
-        names = tuple(n.decode() if isinstance(n, bytes) else str(n) for n in listed)
+    if labels.shape != (len(data),) or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{path}: 'fine_labels' has shape {labels.shape} and dtype {labels.dtype}; expected "
+            f"one class index for each of the {len(data)} images"
+        )
+    if labels.min() < 0:
+        raise DataError(f"{path}: 'fine_labels' has {labels.min()}; expected indices from 0")
     with open(path, "rb") as file:
         md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     return Cifar(
         images=np.ascontiguousarray(data).reshape(-1, *IMAGE_SHAPE),
         labels=labels.astype(np.int64),
-        class_names=names,
+        class_names=_class_names(directory / "meta"),
         published=md5 == _PUBLISHED_TRAIN_MD5,
     )
+
+
+def _class_names(meta: Path) -> tuple[str, ...]:
+    if not meta.exists():
+        return ()
+    names = _read_pickle(meta).get("fine_label_names", [])
+    if not isinstance(names, list | tuple):
+        raise DataError(f"{meta}: 'fine_label_names' is {names!r:.60}; expected a list of names")
+    return tuple(map(_text, names))
 
 
 def download(directory: Path) -> None:

@@ -1,0 +1,334 @@
+"""Checkpoints: found by name, read without running anything, refused with the reason."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from daskcurv.checkpoints import Checkpoint, check_all, check_weights, discover, read_state_dict
+from daskcurv.errors import CheckpointError
+from daskcurv.models import ModelSpec
+from tests.builders import TINY, make_model, write_checkpoints
+
+
+class Calls:
+    """Pickles as a call that is made when the pickle is read."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any):
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.call
+
+
+def touch(directory: Path, *names: str) -> None:
+    for name in names:
+        (directory / name).touch()
+
+
+def weights(**changes: Tensor) -> dict[str, Tensor]:
+    return {**make_model().state_dict(), **changes}
+
+
+def saved(path: Path, content: Any, **options: Any) -> Path:
+    torch.save(content, path, **options)
+    return path
+
+
+def test_both_naming_schemes_are_found_in_the_order_of_epochs(tmp_path):
+    names = ["index-0_epoch-1000.pt", "checkpoint_index-0_epoch-200.pt", "index-0_epoch-30.pt"]
+    touch(tmp_path, *names)
+    found = discover(tmp_path, 0)
+    assert list(found.items()) == [
+        (30, tmp_path / "index-0_epoch-30.pt"),
+        (200, tmp_path / "checkpoint_index-0_epoch-200.pt"),
+        (1000, tmp_path / "index-0_epoch-1000.pt"),
+    ]
+
+
+def test_other_files_and_other_experiments_are_ignored(tmp_path):
+    touch(
+        tmp_path,
+        "index-2_epoch-5.pt",
+        "index-12_epoch-7.pt",
+        "index-2_epoch-6.pt.tmp",
+        "old_index-2_epoch-8.pt",
+        "index-2_epoch-.pt",
+        "index-2_epoch-9.pth",
+        "experiment_checkpoint-2.pkl",
+        "notes.txt",
+    )
+    (tmp_path / "subdirectory").mkdir()
+    assert discover(tmp_path, 2) == {5: tmp_path / "index-2_epoch-5.pt"}
+
+
+def test_an_index_without_checkpoints_is_told_which_indices_there_are(tmp_path):
+    touch(tmp_path, "index-3_epoch-0.pt", "checkpoint_index-1_epoch-0.pt")
+    with pytest.raises(CheckpointError) as refusal:
+        discover(tmp_path, 0)
+    message = str(refusal.value)
+    assert str(tmp_path) in message
+    assert "experiment index 0" in message
+    assert "it has index 1, 3" in message
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("index-0_epoch-4.pt", "checkpoint_index-0_epoch-4.pt"),
+        ("index-0_epoch-4.pt", "index-0_epoch-004.pt"),
+    ],
+)
+def test_two_files_for_one_epoch_are_refused_and_named(tmp_path, names):
+    touch(tmp_path, *names)
+    with pytest.raises(CheckpointError, match="epoch 4") as refusal:
+        discover(tmp_path, 0)
+    assert str(tmp_path) in str(refusal.value)
+    assert all(name in str(refusal.value) for name in names)
+
+
+def test_a_directory_that_is_missing_empty_or_a_file_is_refused_and_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for name in ("missing", "empty", "file"):
+        with pytest.raises(CheckpointError) as refusal:
+            discover(tmp_path / name, 0)
+        assert str(tmp_path / name) in str(refusal.value)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["current format", "legacy format"])
+def test_a_state_dict_is_read_with_the_digest_of_its_file(tmp_path, zipped):
+    expected = weights()
+    path = saved(tmp_path / "w.pt", expected, _use_new_zipfile_serialization=zipped)
+    state_dict, sha256 = read_state_dict(path)
+    assert state_dict.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(state_dict[key], value)
+    assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_parameter_with_gradients_is_read_as_a_tensor_on_the_cpu(tmp_path):
+    parameter = torch.nn.Parameter(torch.ones(2))
+    state_dict, _ = read_state_dict(saved(tmp_path / "w.pt", {"a": parameter}))
+    assert state_dict["a"].device.type == "cpu"
+    assert torch.equal(state_dict["a"].detach(), torch.ones(2))
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["current format", "legacy format"])
+@pytest.mark.parametrize("kept", [1, 100, 0.5, 0.999])
+def test_a_truncated_file_is_a_checkpoint_error_naming_it(tmp_path, zipped, kept):
+    path = saved(tmp_path / "w.pt", weights(), _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    path.write_bytes(content[: kept if kept >= 1 else int(kept * len(content))])
+    with pytest.raises(CheckpointError) as refusal:
+        read_state_dict(path)
+    assert str(path) in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello, this is no checkpoint\n", b"<html>404</html>", bytes(1000)],
+    ids=["empty", "text", "html", "zeros"],
+)
+def test_a_file_of_another_kind_is_a_checkpoint_error_naming_it(tmp_path, content):
+    path = tmp_path / "w.pt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as refusal:
+        read_state_dict(path)
+    assert str(path) in str(refusal.value)
+    assert f"{len(content)} bytes" in str(refusal.value)
+
+
+def test_a_missing_file_or_a_directory_is_a_checkpoint_error_naming_it(tmp_path):
+    (tmp_path / "directory.pt").mkdir()
+    for name in ("missing.pt", "directory.pt"):
+        with pytest.raises(CheckpointError) as refusal:
+            read_state_dict(tmp_path / name)
+        assert str(tmp_path / name) in str(refusal.value)
+
+
+@pytest.mark.parametrize("how", ["current format", "legacy format", "plain pickle"])
+def test_a_checkpoint_that_imports_os_is_refused_and_not_run(tmp_path, how):
+    marker, path = tmp_path / "marker", tmp_path / "w.pt"
+    content = {**weights(), "more": Calls(os.system, f"touch {marker}")}
+    if how == "plain pickle":
+        path.write_bytes(pickle.dumps(content["more"], protocol=2))
+    else:
+        saved(path, content, _use_new_zipfile_serialization=how == "current format")
+    with pytest.raises(CheckpointError) as refusal:
+        read_state_dict(path)
+    assert str(path) in str(refusal.value)
+    assert not marker.exists()
+
+
+def test_the_refusal_of_a_hostile_checkpoint_says_what_it_imports_and_not_how_to_run_it(tmp_path):
+    path = saved(tmp_path / "w.pt", {"a": Calls(os.system, "true")})
+    with pytest.raises(CheckpointError) as refusal:
+        read_state_dict(path)
+    assert "posix.system" in str(refusal.value)
+    assert "weights_only" not in str(refusal.value)
+    assert "can still be loaded" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model_state": weights()},
+        torch.zeros(3),
+        [torch.zeros(3)],
+        {"epoch": 3, "weight": torch.zeros(3)},
+        {0: torch.zeros(3)},
+        None,
+    ],
+    ids=["nested", "a tensor", "a list", "a number beside", "numbered", "None"],
+)
+def test_anything_but_a_bare_state_dict_is_refused_and_named(tmp_path, content):
+    path = saved(tmp_path / "w.pt", content)
+    with pytest.raises(CheckpointError, match="not a bare state dict") as refusal:
+        read_state_dict(path)
+    assert str(path) in str(refusal.value)
+
+
+def test_a_pickled_network_is_refused_and_named(tmp_path):
+    path = saved(tmp_path / "w.pt", make_model())
+    with pytest.raises(CheckpointError) as refusal:
+        read_state_dict(path)
+    assert str(path) in str(refusal.value)
+
+
+def test_weights_that_fit_pass():
+    check_weights(TINY.build().state_dict(), weights(), Path("w.pt"))
+
+
+def test_missing_unexpected_and_reshaped_weights_are_all_named(tmp_path):
+    path = tmp_path / "w.pt"
+    foreign = weights(**{"encoder.weight": torch.zeros(2), "fc.weight": torch.zeros(12, 32)})
+    del foreign["layer1.0.conv1.bias"]
+    with pytest.raises(CheckpointError) as refusal:
+        check_weights(weights(), foreign, path)
+    message = str(refusal.value)
+    assert str(path) in message
+    assert "missing layer1.0.conv1.bias" in message
+    assert "unexpected encoder.weight" in message
+    assert "fc.weight has shape (12, 32) instead of (10, 32)" in message
+
+
+def test_a_foreign_network_is_described_in_a_few_names(tmp_path):
+    foreign = {f"transformer.{i}": torch.zeros(1) for i in range(1000)}
+    with pytest.raises(CheckpointError) as refusal:
+        check_weights(weights(), foreign, tmp_path / "w.pt")
+    assert "transformer.0" in str(refusal.value)
+    assert "995 more" in str(refusal.value)
+    assert len(str(refusal.value)) < 1000
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_named(tmp_path, value):
+    broken = weights()["layer2.0.conv1.weight"].clone()
+    broken[1, 2, 0, 1] = value
+    changes = {"layer2.0.conv1.weight": broken, "bn1.running_var": torch.full((4,), value)}
+    with pytest.raises(CheckpointError) as refusal:
+        check_weights(weights(), weights(**changes), tmp_path / "w.pt")
+    message = str(refusal.value)
+    assert str(tmp_path / "w.pt") in message
+    assert "layer2.0.conv1.weight" in message
+    assert "bn1.running_var" in message
+    assert "bn1.weight" not in message
+
+
+def test_a_network_that_cannot_be_inferred_does_not_fit_rather_than_crash(tmp_path):
+    foreign = {"fc.weight": torch.tensor(1.0), "conv1.weight": torch.tensor(1.0)}
+    with pytest.raises(CheckpointError):
+        check_weights(ModelSpec.infer(foreign).build().state_dict(), foreign, tmp_path / "w.pt")
+
+
+def test_good_checkpoints_are_described_by_digest_size_and_time(tmp_path):
+    paths = write_checkpoints(tmp_path, [0, 1, 2])
+    counts: list[int] = []
+    checked = check_all(paths, TINY, {}, on_done=counts.append)
+    assert checked == [
+        Checkpoint(
+            epoch,
+            path,
+            hashlib.sha256(path.read_bytes()).hexdigest(),
+            path.stat().st_size,
+            path.stat().st_mtime_ns,
+        )
+        for epoch, path in paths.items()
+    ]
+    assert counts == [1, 2, 3]
+
+
+def test_all_bad_files_are_listed_in_one_error(tmp_path):
+    paths = write_checkpoints(tmp_path, list(range(6)))
+    paths[1].write_bytes(paths[1].read_bytes()[:5000])
+    paths[2].write_bytes(b"")
+    saved(paths[3], {"model_state": weights()})
+    saved(paths[4], weights(**{"fc.bias": torch.full((10,), float("nan"))}))
+    paths[5].unlink()
+    counts: list[int] = []
+    with pytest.raises(CheckpointError, match="5 checkpoints") as refusal:
+        check_all(paths, TINY, {}, on_done=counts.append)
+    lines = str(refusal.value).splitlines()[1:]
+    assert len(lines) == 5
+    for line, epoch in zip(lines, range(1, 6), strict=True):
+        assert str(paths[epoch]) in line
+    assert str(paths[0]) not in str(refusal.value)
+    assert counts == [1, 2, 3, 4, 5, 6]
+
+
+def test_one_bad_file_is_reported_without_a_list(tmp_path):
+    paths = write_checkpoints(tmp_path, [0, 1])
+    paths[1].write_bytes(b"")
+    with pytest.raises(CheckpointError) as refusal:
+        check_all(paths, TINY, {})
+    assert str(refusal.value).startswith(f"checkpoint {paths[1]}")
+    assert "\n" not in str(refusal.value)
+
+
+def spoil(path: Path) -> os.stat_result:
+    """Make the contents useless without changing size and time; return the former status."""
+    before = path.stat()
+    path.write_bytes(bytes(before.st_size))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    return before
+
+
+def test_a_file_of_known_size_and_time_is_not_read_again(tmp_path):
+    paths = write_checkpoints(tmp_path, [0, 1])
+    known = {checkpoint.epoch: checkpoint for checkpoint in check_all(paths, TINY, {})}
+    spoil(paths[0])
+    assert check_all(paths, TINY, known) == list(known.values())
+
+
+def test_a_file_is_read_again_when_its_time_or_size_changed(tmp_path):
+    paths = write_checkpoints(tmp_path, [0, 1])
+    known = {checkpoint.epoch: checkpoint for checkpoint in check_all(paths, TINY, {})}
+    before = spoil(paths[0])
+    os.utime(paths[0], ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    with pytest.raises(CheckpointError) as refusal:
+        check_all(paths, TINY, known)
+    assert str(paths[0]) in str(refusal.value)
+
+    paths[0].write_bytes(bytes(before.st_size - 1))
+    os.utime(paths[0], ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(CheckpointError):
+        check_all(paths, TINY, known)
+
+
+def test_a_replaced_file_gets_its_new_digest(tmp_path):
+    paths = write_checkpoints(tmp_path, [0])
+    known = {checkpoint.epoch: checkpoint for checkpoint in check_all(paths, TINY, {})}
+    saved(paths[0], weights(**{"fc.bias": torch.ones(10)}))
+    os.utime(paths[0], ns=(0, known[0].mtime_ns + 1))
+    (checked,) = check_all(paths, TINY, known)
+    assert checked.sha256 == hashlib.sha256(paths[0].read_bytes()).hexdigest()
+    assert checked.sha256 != known[0].sha256

@@ -124,7 +124,10 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], str]:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:
         # Damaged files fail inside zipfile, pickle or the storage reader, each in its own way.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        text = str(error).strip() or repr(error)
+        # The exception's first lines advise to load the file unsafely; what matters comes later.
+        foreign = re.search(r"GLOBAL (\S+)", text)
+        reason = f"it tries to import {foreign[1]}" if foreign else text.splitlines()[0]
         raise CheckpointError(
             f"checkpoint {path} ({len(data)} bytes) is damaged or not a plain state dict: {reason}"
         ) from error

@@ -36,6 +36,7 @@ IMAGE_SHAPE = (3, 32, 32)
 DIRECTORY = "cifar-100-python"
 _PUBLISHED_TRAIN_MD5 = "16019d7e3df5f24257cddd939b257f8d"
 
+
 @dataclass(frozen=True)
 class Cifar:
     """A training set in CIFAR-100 format.

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from daskcurv import analysis
 from daskcurv.classes import TRAIN, Schedule, class_order_of, held_out_split
 from daskcurv.dataset import DIRECTORY, normalise, read_cifar
-from daskcurv.errors import ConfigError
+from daskcurv.errors import ConfigError, StoreWriteError
 from daskcurv.logs import log_to_file
 from daskcurv.models import ModelSpec
 from daskcurv.pipeline.inputs import LaunchOptions
@@ -66,7 +66,12 @@ def run_demo(directory: Path, workers: int | None = None) -> int:
     int
         Exit code.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreWriteError(
+            f"cannot create {directory} for the demo: {error.strerror}; name another directory"
+        ) from error
     log_to_file(directory / "log")
     make_dataset(directory)
     train(directory)

@@ -53,8 +53,8 @@ class ModelSpec:
         standard = cls()
         stem, head = state_dict.get("conv1.weight"), state_dict.get("fc.weight")
         return cls(
-            num_classes=standard.num_classes if head is None else head.shape[0],
-            width=standard.width if stem is None else stem.shape[0],
+            num_classes=standard.num_classes if head is None or not head.ndim else head.shape[0],
+            width=standard.width if stem is None or not stem.ndim else stem.shape[0],
             norm="batch" if "bn1.weight" in state_dict or stem is None else "identity",
         )
 

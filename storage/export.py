@@ -61,6 +61,8 @@ def is_exported(store: ResultsStore, out: Path, epoch: int) -> bool:
         metadata = json.loads((target / METADATA).read_text())
     except (OSError, ValueError):
         metadata = {}
+    if not isinstance(metadata, dict):
+        metadata = {}
     found = metadata.get("fingerprint")
     if found != store.fingerprint:
         origin = "another configuration" if found else "another program"
@@ -227,7 +229,11 @@ def _write_directory(
             # A directory cannot be renamed over another; the old one steps aside first.
             previous = building.with_suffix(".previous")
             os.rename(target, previous)
-            os.rename(building, target)
+            try:
+                os.rename(building, target)
+            except OSError:
+                os.rename(previous, target)
+                raise
             shutil.rmtree(previous)
         else:
             os.rename(building, target)

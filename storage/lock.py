@@ -41,7 +41,8 @@ def launcher_lock(store: Path) -> Iterator[None]:
     StoreError
         If another launcher holds it; the text names the owner.
     """
-    path = store.with_name(store.name + ".lock")
+    place = store.absolute()
+    path = place.with_name(place.name + ".lock")
     _acquire(path)
     stop = threading.Event()
     heartbeat = threading.Thread(target=_beat, args=(path, stop), daemon=True)

@@ -45,6 +45,8 @@ def make_model(spec: ModelSpec = TINY, seed: int = 0) -> torch.nn.Module:
         model = spec.build()
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
                 module.running_mean.normal_(0, 0.2)
                 module.running_var.uniform_(0.5, 1.5)
                 torch.nn.init.uniform_(module.weight, 0.5, 1.5)

@@ -130,11 +130,6 @@ def test_a_dry_run_of_good_inputs_says_what_would_be_done_and_makes_nothing(
     assert contents(project.root) == before
 
 
-def test_a_dry_run_makes_no_log_either(project, dry_launch):
-    assert dry_launch() == 0
-    assert not (project.root / "log").exists()
-
-
 def test_a_store_of_the_same_configuration_is_accepted(project, dry_launch, capsys):
     make_store(project)
     assert dry_launch() == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,7 @@ def test_a_full_disk_stops_everything_at_once(client):
 def test_tasks_are_drawn_only_a_few_per_worker_ahead(client):
     drawn = 0
 
-    def tasks():
+    def tasks() -> Iterator[int]:
         nonlocal drawn
         for number in range(60):
             drawn += 1

@@ -160,7 +160,7 @@ def test_results_do_not_depend_on_the_order_of_blocks(project):
         assert not worker.run(BlockTask(4, 0, 3, checkpoint, sha256, samples=10)).computed
         stores.append(store)
     for name in MEASURES:
-        np.testing.assert_array_equal(*(store.read(name, 0) for store in stores))
+        np.testing.assert_array_equal(stores[0].read(name, 0), stores[1].read(name, 0))
 
 
 def make_store(path: Path, cifar, block_size: int) -> ResultsStore:

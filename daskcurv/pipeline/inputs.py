@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -144,8 +145,7 @@ def gather(options: LaunchOptions) -> Inputs:
             options.data_path,
             len(dataset),
         )
-    first = checkpoints[epochs[0]]
-    model = ModelSpec.infer(read_state_dict(first)[0])
+    first, model = _first_readable(list(checkpoints.values()))
     if (largest := int(dataset.labels.max())) >= model.num_classes:
         raise DataError(
             f"{options.data_path} has label {largest}, but the network of {first} has "
@@ -155,6 +155,17 @@ def gather(options: LaunchOptions) -> Inputs:
     return Inputs(
         dataset, checkpoints, model, order, source, _identity(options, dataset, model, order)
     )
+
+
+def _first_readable(paths: list[Path]) -> tuple[Path, ModelSpec]:
+    """Infer the network from the first file that can be read.
+
+    Damaged ones are left to the check of all files, which lists every one of them.
+    """
+    for path in paths[:-1]:
+        with contextlib.suppress(CheckpointError):
+            return path, ModelSpec.infer(read_state_dict(path)[0])
+    return paths[-1], ModelSpec.infer(read_state_dict(paths[-1])[0])
 
 
 def choose_epochs(options: LaunchOptions, available: Iterable[int]) -> list[int]:

@@ -22,7 +22,7 @@ import daskcurv
 from daskcurv.checkpoints import Checkpoint, check_all
 from daskcurv.clusters import local_cluster
 from daskcurv.dataset import prepare
-from daskcurv.errors import CheckpointError, DaskcurvError
+from daskcurv.errors import CheckpointError, DaskcurvError, ExportError
 from daskcurv.pipeline.feed import Done, SetAside, Waiting, feed
 from daskcurv.pipeline.inputs import Inputs, LaunchOptions, gather, sample_columns
 from daskcurv.pipeline.plan import Plan, active_samples
@@ -327,8 +327,16 @@ def _unexported(options: LaunchOptions, store: ResultsStore, epochs: list[int]) 
     if not options.export:
         return []
     out = options.save_base_dir
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(
+            f"cannot export to {out}: {error.strerror}; choose another --save_base_dir, or add "
+            "--no_export"
+        ) from error
     return [epoch for epoch in epochs if not is_exported(store, out, epoch)]
 
 
 def _inputs_of(store: Path) -> Path:
-    return store.with_name(store.name + ".inputs")
+    place = store.absolute()
+    return place.with_name(place.name + ".inputs")

@@ -122,13 +122,10 @@ class ResNet18(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-        # On CPUs 5 % faster at width 64 and 30 % at width 8, on GPUs what tensor cores want.
-        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images ``(N, 3, H, W)`` to logits ``(N, num_classes)``."""
-        x = images.contiguous(memory_format=torch.channels_last)
-        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn1(self.conv1(images)))
         for stage in range(STAGES):
             x = getattr(self, f"layer{stage + 1}")(x)
         logits: Tensor = self.fc(torch.flatten(self.output_pool(x), 1))

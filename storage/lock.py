@@ -41,8 +41,7 @@ def launcher_lock(store: Path) -> Iterator[None]:
     StoreError
         If another launcher holds it; the text names the owner.
     """
-    place = store.absolute()
-    path = place.with_name(place.name + ".lock")
+    path = beside(store, ".lock")
     _acquire(path)
     stop = threading.Event()
     heartbeat = threading.Thread(target=_beat, args=(path, stop), daemon=True)
@@ -54,6 +53,12 @@ def launcher_lock(store: Path) -> Iterator[None]:
         heartbeat.join()
         if _read(path) == _me():
             path.unlink(missing_ok=True)
+
+
+def beside(store: Path, suffix: str) -> Path:
+    """Return the path of something that belongs to a store and lies next to it."""
+    place = store.absolute()
+    return place.with_name(place.name + suffix)
 
 
 def _acquire(path: Path) -> None:

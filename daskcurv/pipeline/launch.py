@@ -30,6 +30,7 @@ from daskcurv.pipeline.progress import Progress
 from daskcurv.pipeline.task import BlockReport, BlockTask, RunContext, score_block
 from daskcurv.storage import ResultsStore, export_epoch, launcher_lock, schema
 from daskcurv.storage.export import is_exported
+from daskcurv.storage.lock import beside
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def _run(options: LaunchOptions, inputs: Inputs) -> int:
     if plan.missing.any():
         context = RunContext(
             store=store.path.absolute(),
-            prepared=prepare(inputs.dataset, _inputs_of(options.store)).absolute(),
+            prepared=prepare(inputs.dataset, beside(options.store, ".inputs")),
             estimator=options.estimator,
             head=options.head,
             model=inputs.model,
@@ -335,8 +336,3 @@ def _unexported(options: LaunchOptions, store: ResultsStore, epochs: list[int]) 
             "--no_export"
         ) from error
     return [epoch for epoch in epochs if not is_exported(store, out, epoch)]
-
-
-def _inputs_of(store: Path) -> Path:
-    place = store.absolute()
-    return place.with_name(place.name + ".inputs")

@@ -23,7 +23,7 @@ from daskcurv.models import ModelSpec
 
 log = logging.getLogger(__name__)
 
-_NAME = re.compile(r"(?:checkpoint_)?index-(\d+)_epoch-(\d+)\.pt")
+_NAME = re.compile(r"(?:checkpoint_)?index-(\d{1,9})_epoch-(\d{1,9})\.pt")
 _SHOWN = 5
 _READERS = 4
 
@@ -129,7 +129,8 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], str]:
         foreign = re.search(r"GLOBAL (\S+)", text)
         reason = f"it tries to import {foreign[1]}" if foreign else text.splitlines()[0]
         raise CheckpointError(
-            f"checkpoint {path} ({len(data)} bytes) is damaged or not a plain state dict: {reason}"
+            f"checkpoint {path} ({len(data)} bytes) is cut short, damaged, or not a bare state "
+            f"dict; copy it again from where it was written ({reason})"
         ) from error
     if not isinstance(content, Mapping) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
@@ -144,12 +145,12 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], str]:
 def check_weights(
     expected: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], path: Path
 ) -> None:
-    """Check that a state dict has exactly the expected keys and shapes, and finite values.
+    """Check that a state dict has exactly the expected keys, shapes and dtypes, all finite.
 
     Raises
     ------
     CheckpointError
-        Naming the keys or shapes that differ, or the parameters that are not finite.
+        Naming the keys, shapes or dtypes that differ, or the parameters that are not finite.
     """
     problems = []
     if missing := [key for key in expected if key not in state_dict]:
@@ -163,6 +164,14 @@ def check_weights(
     ]
     if reshaped:
         problems.append(_listed(reshaped))
+    # Loading would convert them without a word, and so change the weights.
+    retyped = [
+        f"{key} has dtype {_dtype(state_dict[key])} instead of {_dtype(value)}"
+        for key, value in expected.items()
+        if key in state_dict and state_dict[key].dtype != value.dtype
+    ]
+    if retyped:
+        problems.append(_listed(retyped))
     if problems:
         raise CheckpointError(f"checkpoint {path} does not fit the network: {'; '.join(problems)}")
     broken = [
@@ -175,6 +184,10 @@ def check_weights(
             f"checkpoint {path} holds NaN or infinite weights in {_listed(broken)}; the training "
             "run diverged or the file is damaged. Leave this epoch out with --epochs"
         )
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _listed(items: list[str]) -> str:

@@ -67,10 +67,10 @@ class EstimatorConfig:
 
 
 def check_positive(**values: int | None) -> None:
-    """Raise `ConfigError` naming the first keyword whose value is given but below 1."""
+    """Raise `ConfigError` naming the first keyword whose value is given but not 1 … 2³¹−1."""
     for name, value in values.items():
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} is {value!r}; expected 1 or more")
+        if value is not None and not 1 <= value < 2**31:
+            raise ConfigError(f"{name} is {value!r}; expected an integer from 1 to 2**31 - 1")
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:

@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import pickle
 import re
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from daskcurv.errors import DataError, StoreWriteError
+from daskcurv.files import whole_directory
 
 log = logging.getLogger(__name__)
 
@@ -262,7 +260,7 @@ def download(directory: Path) -> None:
 
 
 def prepare(dataset: Cifar, parent: Path) -> Path:
-    """Write the memory-mappable copy that workers read, unless it is there already.
+    """Write the memory-mappable copy that workers read, unless it is there and undamaged.
 
     Parameters
     ----------
@@ -273,27 +271,30 @@ def prepare(dataset: Cifar, parent: Path) -> Path:
     Returns
     -------
     Path
-        Directory with ``images.npy`` and ``labels.npy``. It is written beside and renamed, so
-        that a directory that exists is whole.
+        Directory with ``images.npy`` and ``labels.npy``.
     """
     target = parent / dataset.digest()[:16]
     if target.exists():
-        return target
+        if _holds(target, dataset):
+            return target
+        log.warning("the workers' copy of the data set, %s, is damaged; writing it again", target)
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f"{target.name}.", suffix=".partial", dir=parent))
-        try:
+        with whole_directory(target) as building:
             np.save(building / "images.npy", dataset.images)
             np.save(building / "labels.npy", dataset.labels)
-            building.chmod(0o755)
-            os.rename(building, target)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
     except OSError as error:
         raise StoreWriteError(
             f"cannot write the workers' copy of the data set under {parent}: {error}"
         ) from error
     return target
+
+
+def _holds(prepared: Path, dataset: Cifar) -> bool:
+    try:
+        images, labels = open_prepared(prepared)
+    except DataError:
+        return False
+    return np.array_equal(labels, dataset.labels) and np.array_equal(images, dataset.images)
 
 
 def open_prepared(directory: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -304,9 +305,20 @@ def open_prepared(directory: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]
     images : ndarray of uint8, shape (N, 3, 32, 32)
         Read-only memory map.
     labels : ndarray of int64, shape (N,)
+
+    Raises
+    ------
+    DataError
+        If the copy is gone or damaged.
     """
-    images = np.load(directory / "images.npy", mmap_mode="r", allow_pickle=False)
-    return images, np.load(directory / "labels.npy", allow_pickle=False)
+    try:
+        images = np.load(directory / "images.npy", mmap_mode="r", allow_pickle=False)
+        return images, np.load(directory / "labels.npy", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"the workers' copy of the data set, {directory}, cannot be read: {error}. Launch "
+            "again to have it written again"
+        ) from error
 
 
 def normalise(images: NDArray[np.uint8]) -> Tensor:

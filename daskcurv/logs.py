@@ -34,7 +34,10 @@ def log_to_console() -> None:
 
 
 def log_to_file(directory: Path = LOG_DIR) -> Path:
-    """Also write all messages, with time and host, to a new file; return its path."""
+    """Also write all messages, with time and host, to a new file; return its path.
+
+    It takes the place of the file of an earlier call.
+    """
     path = directory / f"launch-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -46,5 +49,10 @@ def log_to_file(directory: Path = LOG_DIR) -> Path:
         ) from error
     host = os.uname().nodename
     handler.setFormatter(logging.Formatter(f"%(asctime)s {host} %(levelname)s %(message)s"))
-    logging.getLogger("daskcurv").addHandler(handler)
+    package = logging.getLogger("daskcurv")
+    for earlier in list(package.handlers):
+        if isinstance(earlier, logging.FileHandler):
+            package.removeHandler(earlier)
+            earlier.close()
+    package.addHandler(handler)
     return path

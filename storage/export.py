@@ -15,9 +15,6 @@ renamed, so that one that exists is whole.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -27,6 +24,7 @@ from numpy.typing import NDArray
 
 from daskcurv.config import check_positive
 from daskcurv.errors import ConfigError, ExportError, StoreWriteError
+from daskcurv.files import whole_directory
 from daskcurv.storage import schema
 from daskcurv.storage.store import ResultsStore
 
@@ -215,27 +213,8 @@ def _statistics(values: NDArray[np.float32]) -> dict[str, float | None]:
 def _write_directory(
     target: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, Any]
 ) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(
-        tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
-    )
-    try:
+    with whole_directory(target) as building:
         for name, values in arrays.items():
             np.save(building / f"per_image_{name}.npy", values)
         text = json.dumps(metadata, indent=2, allow_nan=False)
         (building / METADATA).write_text(text + "\n")
-        building.chmod(0o755)
-        if target.exists():
-            # A directory cannot be renamed over another; the old one steps aside first.
-            previous = building.with_suffix(".previous")
-            os.rename(target, previous)
-            try:
-                os.rename(building, target)
-            except OSError:
-                os.rename(previous, target)
-                raise
-            shutil.rmtree(previous)
-        else:
-            os.rename(building, target)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)

@@ -1,8 +1,8 @@
 """One launcher at a time: a lock file beside the store.
 
 The file is created exclusively and names its owner. An owner on this machine is looked up by
-process id and start time; an owner elsewhere cannot be, so it shows that it lives by touching the
-file. A lock whose owner is dead is taken over.
+process id and start time; an owner elsewhere (or anywhere, where there is no ``/proc``) cannot be,
+so it shows that it lives by touching the file. A lock whose owner is dead is taken over.
 """
 
 from __future__ import annotations
@@ -73,7 +73,10 @@ def _acquire(path: Path) -> None:
         finally:
             draft.unlink(missing_ok=True)
     except OSError as error:
-        raise StoreWriteError(f"cannot create the lock {path}: {error.strerror}") from error
+        raise StoreWriteError(
+            f"cannot write beside the results store: {path}: {error.strerror}. Choose another "
+            "--store, or see to the directory"
+        ) from error
 
 
 def _linked(draft: Path, path: Path) -> bool:
@@ -103,16 +106,13 @@ def _take_over_if_stale(path: Path) -> None:
             grave.unlink()
             return
         grave.unlink()
-        log.warning(
-            "took over the lock of a launcher that is gone (process %s on %s)",
-            owner and owner.get("pid"),
-            owner and owner.get("host"),
-        )
+        who = f"process {owner.get('pid')} on {owner.get('host')}" if owner else "unreadable"
+        log.warning("took over the lock of a launcher that is gone (%s)", who)
 
 
 def _alive(path: Path, owner: dict[str, Any]) -> bool:
-    if owner.get("host") == socket.gethostname():
-        return owner.get("started") is not None and _started(owner.get("pid")) == owner["started"]
+    if owner.get("host") == socket.gethostname() and _started(os.getpid()) and owner.get("started"):
+        return bool(_started(owner.get("pid")) == owner["started"])
     return _age(path) < _STALE_SECONDS
 
 

@@ -109,7 +109,7 @@ SAMPLE_VARIABLES = (
     Variable(
         "first_epoch_active",
         ("sample",),
-        "int32",
+        "int64",
         -1,
         {"long_name": "first epoch at which the sample's class is active"},
         True,
@@ -117,7 +117,7 @@ SAMPLE_VARIABLES = (
 )
 
 EPOCH_VARIABLES = (
-    Variable("epoch", ("epoch",), "int32", -1, {"long_name": "epoch of the training run"}),
+    Variable("epoch", ("epoch",), "int64", -1, {"long_name": "epoch of the training run"}),
     Variable("task", ("epoch",), "int16", -1, {"long_name": "number of class additions"}, True),
     Variable("num_active_classes", ("epoch",), "int16", -1, {}, True),
     Variable("checkpoint", ("epoch",), "str", "", {"long_name": "file name"}, True),

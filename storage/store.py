@@ -17,8 +17,6 @@ and on files being durable before the rename that vouches for them, which is why
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +32,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from daskcurv.config import Identity, differences, fingerprint
 from daskcurv.errors import StoreError, StoreWriteError
+from daskcurv.files import sync, whole_directory
 from daskcurv.storage import schema
 
 Columns = Mapping[str, Sequence[Any] | NDArray[Any]]
@@ -88,40 +87,30 @@ class ResultsStore:
         """
         num_samples = len(samples["sample"])
         block_size = min(block_size, num_samples)
-        with _writing(f"results store {path}"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            building = Path(
-                tempfile.mkdtemp(prefix=f"{path.name}.", suffix=".partial", dir=path.parent)
+        if path.exists():
+            raise StoreError(f"{path} exists; open that results store, or choose another --store")
+        with _writing(f"results store {path}"), whole_directory(path) as building:
+            group = zarr.create_group(
+                building,
+                zarr_format=3,
+                overwrite=True,
+                attributes={
+                    **(attrs or {}),
+                    "daskcurv_format": schema.FORMAT_VERSION,
+                    "identity": identity,
+                    "fingerprint": fingerprint(identity),
+                    "block_size": block_size,
+                    "coordinates": " ".join(v.name for v in schema.ALL_VARIABLES if v.coordinate),
+                },
             )
-        try:
-            with _writing(f"results store {path}"):
-                group = zarr.create_group(
-                    building,
-                    zarr_format=3,
-                    overwrite=True,
-                    attributes={
-                        **(attrs or {}),
-                        "daskcurv_format": schema.FORMAT_VERSION,
-                        "identity": identity,
-                        "fingerprint": fingerprint(identity),
-                        "block_size": block_size,
-                        "coordinates": " ".join(
-                            v.name for v in schema.ALL_VARIABLES if v.coordinate
-                        ),
-                    },
+            for variable in schema.ALL_VARIABLES:
+                _create_array(group, variable, num_samples, block_size)
+            for variable in schema.SAMPLE_VARIABLES:
+                _array(group, variable.name)[:] = np.asarray(
+                    samples[variable.name], dtype=variable.dtype
                 )
-                for variable in schema.ALL_VARIABLES:
-                    _create_array(group, variable, num_samples, block_size)
-                for variable in schema.SAMPLE_VARIABLES:
-                    _array(group, variable.name)[:] = np.asarray(
-                        samples[variable.name], dtype=variable.dtype
-                    )
-                _consolidate(building)
-                cls(building).add_epochs(epochs)
-                building.chmod(0o755)
-                os.rename(building, path)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+            _consolidate(building)
+            cls(building)._append_rows(epochs)
         return cls(path)
 
     @classmethod
@@ -192,22 +181,25 @@ class ResultsStore:
         epochs : mapping
             A column for each of `schema.EPOCH_VARIABLES`, all of one length.
         """
-        count, start = len(epochs["epoch"]), len(self.rows)
         seen = Counter([*self.rows, *map(int, epochs["epoch"])])
         if repeated := [epoch for epoch, times in seen.items() if times > 1]:
             raise StoreError(f"results store {self.path} would have epochs {repeated} twice")
         with _writing(f"results store {self.path}"):
-            for variable in schema.ALL_VARIABLES:
-                if variable.dims[0] != "epoch":
-                    continue
-                array = _array(self._group, variable.name)
-                array.resize((start + count, *array.shape[1:]))
-                if variable in schema.EPOCH_VARIABLES:
-                    dtype = object if variable.dtype == "str" else variable.dtype
-                    array[start:] = np.asarray(epochs[variable.name], dtype=dtype)
-            _consolidate(self.path)
+            self._append_rows(epochs)
         self._group = _open_group(self.path)
         self.__dict__.pop("rows", None)
+
+    def _append_rows(self, epochs: Columns) -> None:
+        count, start = len(epochs["epoch"]), len(self.rows)
+        for variable in schema.ALL_VARIABLES:
+            if variable.dims[0] != "epoch":
+                continue
+            array = _array(self._group, variable.name)
+            array.resize((start + count, *array.shape[1:]))
+            if variable in schema.EPOCH_VARIABLES:
+                dtype = object if variable.dtype == "str" else variable.dtype
+                array[start:] = np.asarray(epochs[variable.name], dtype=dtype)
+        _consolidate(self.path)
 
     def set_epoch(self, row: int, **values: bool | float | int | str) -> None:
         """Write per-epoch variables of one row; only the launcher does."""
@@ -245,9 +237,9 @@ class ResultsStore:
                 self._write_chunk(variable, row, start, stop, values)
             # A crash of the machine must not leave a status without its data.
             for variable in schema.MEASURES:
-                _sync(self._chunk_path(variable.name, row, block))
+                sync(self._chunk_path(variable.name, row, block))
             self._write_chunk(schema.STATUS, row, start, stop, values)
-            _sync(self._chunk_path(schema.STATUS.name, row, block))
+            sync(self._chunk_path(schema.STATUS.name, row, block))
 
     def is_done(self, row: int, block: int) -> bool:
         """Return whether a block has been written."""
@@ -318,16 +310,24 @@ def _create_array(
 
 
 def _open_group(path: Path) -> zarr.Group:
+    metadata = path / "zarr.json"
+    if not metadata.exists():
+        what = "has no zarr.json" if path.is_dir() else "is not a directory"
+        what = what if path.exists() else "does not exist"
+        raise StoreError(
+            f"{path} {what}, so it is not a daskcurv results store; name one (--store for a launch)"
+        )
     try:
         group = zarr.open_group(path, mode="r+", use_consolidated=True)
-    except (FileNotFoundError, ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise StoreError(
-            f"{path} is not a daskcurv results store ({error}); choose another --store"
+            f"{metadata} cannot be read as a Zarr group with consolidated metadata: {error}. If "
+            "this is a results store, restore that file from a copy; else name another path"
         ) from error
     version = group.attrs.get("daskcurv_format")
     if not isinstance(version, int):
         raise StoreError(
-            f"{path} is a Zarr group but not a daskcurv results store; choose another --store"
+            f"{path} is a Zarr group made by something other than daskcurv; name another path"
         )
     if version > schema.FORMAT_VERSION:
         raise StoreError(
@@ -354,14 +354,6 @@ def _consolidate(path: Path) -> None:
 def _is_written(chunk: Path | os.DirEntry[str]) -> bool:
     # After a power cut, a file can be there by name and have no contents.
     return chunk.stat().st_size > 0
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from daskcurv.cli import main
@@ -76,6 +78,25 @@ def dry_launch(project: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     """
     monkeypatch.chdir(project.root)
     return lambda *extra: main(["launch", *project.launch_arguments("--dry_run", *extra)])
+
+
+@pytest.fixture
+def disk_full_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes the n-th array saved from now on the one that does not fit on the disk any more."""
+
+    def limit(failing: int) -> None:
+        save, calls = np.save, []
+
+        def save_until_full(path: Path, values: np.ndarray) -> None:
+            calls.append(path)
+            if len(calls) == failing:
+                Path(path).write_bytes(b"half of it")
+                raise OSError(errno.ENOSPC, "No space left on device")
+            save(path, values)
+
+        monkeypatch.setattr(np, "save", save_until_full)
+
+    return limit
 
 
 @pytest.fixture(scope="session")

@@ -244,6 +244,16 @@ def test_weights_that_are_not_finite_are_named(tmp_path, value):
     assert "bn1.weight" not in message
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int64, torch.complex64])
+def test_weights_of_another_type_are_refused_and_named(tmp_path, dtype):
+    expected = make_model().state_dict()
+    changed = {**expected, "conv1.weight": expected["conv1.weight"].to(dtype)}
+    with pytest.raises(CheckpointError) as refusal:
+        check_weights(expected, changed, tmp_path / "index-0_epoch-0.pt")
+    name = str(dtype).removeprefix("torch.")
+    assert f"conv1.weight has dtype {name} instead of float32" in str(refusal.value)
+
+
 def test_a_network_that_cannot_be_inferred_does_not_fit_rather_than_crash(tmp_path):
     foreign = {"fc.weight": torch.tensor(1.0), "conv1.weight": torch.tensor(1.0)}
     with pytest.raises(CheckpointError):

@@ -407,17 +407,10 @@ def test_another_data_set_gets_a_copy_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("failing", [1, 2], ids=["images", "labels"])
-def test_a_full_disk_leaves_no_part_of_the_workers_copy(tmp_path, monkeypatch, failing):
-    save, calls = np.save, []
-
-    def save_until_full(path: Path, values: np.ndarray) -> None:
-        calls.append(path)
-        if len(calls) == failing:
-            Path(path).write_bytes(b"half of it")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        save(path, values)
-
-    monkeypatch.setattr(np, "save", save_until_full)
+def test_a_full_disk_leaves_no_part_of_the_workers_copy(
+    tmp_path, monkeypatch, disk_full_at, failing
+):
+    disk_full_at(failing)
     with pytest.raises(StoreWriteError, match="No space left on device") as refusal:
         prepare(small_set(), tmp_path / "inputs")
     assert str(tmp_path / "inputs") in str(refusal.value)
@@ -427,6 +420,26 @@ def test_a_full_disk_leaves_no_part_of_the_workers_copy(tmp_path, monkeypatch, f
     np.testing.assert_array_equal(
         open_prepared(prepare(small_set(), tmp_path / "inputs"))[0], small_set().images
     )
+
+
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy"])
+@pytest.mark.parametrize("damage", ["emptied", "cut", "removed", "one bit"])
+def test_a_damaged_copy_is_refused_to_workers_and_written_again(tmp_path, name, damage):
+    copy = prepare(small_set(), tmp_path)
+    whole = (copy / name).read_bytes()
+    if damage == "removed":
+        (copy / name).unlink()
+    else:
+        flipped = whole[:-1] + bytes([whole[-1] ^ 1])
+        damaged = {"emptied": b"", "cut": whole[: len(whole) // 2], "one bit": flipped}
+        (copy / name).write_bytes(damaged[damage])
+    if damage != "one bit":
+        with pytest.raises(DataError) as refusal:
+            open_prepared(copy)
+        assert str(copy) in str(refusal.value)
+    assert prepare(small_set(), tmp_path) == copy
+    assert (copy / name).read_bytes() == whole
+    assert list(tmp_path.iterdir()) == [copy]
 
 
 def test_a_place_that_cannot_be_written_is_a_store_write_error(tmp_path):

@@ -353,26 +353,19 @@ def test_exporting_again_replaces_what_was_exported(store, out):
 @pytest.mark.parametrize("exported_before", [True, False])
 @pytest.mark.parametrize("failing", [1, 2, 3, "metadata"])
 def test_a_full_disk_leaves_the_previous_export_whole(
-    store, out, monkeypatch, exported_before, failing
+    store, out, monkeypatch, disk_full_at, exported_before, failing
 ):
     if exported_before:
         export_epoch(store, out, 200)
     before = files_below(out)
-    save, calls = np.save, []
-
-    def save_until_full(path: Path, values: np.ndarray) -> None:
-        calls.append(path)
-        if len(calls) == failing:
-            Path(path).write_bytes(b"half of it")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        save(path, values)
 
     def full(path: Path, text: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(np, "save", save_until_full)
     if failing == "metadata":
         monkeypatch.setattr(Path, "write_text", full)
+    else:
+        disk_full_at(failing)
     with pytest.raises(StoreWriteError, match="No space left on device") as refusal:
         export_epoch(store, out, 200, inactive="zero")
     assert str(out / "epoch_0200") in str(refusal.value)

@@ -1,0 +1,79 @@
+"""Directories that are whole or absent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_REMOVAL_SECONDS = 5.0
+
+
+@contextmanager
+def whole_directory(target: Path) -> Iterator[Path]:
+    """Give a directory to fill, and put it in place of `target` if that ends well.
+
+    It is filled beside `target`, synced to disk and renamed, so that neither a killed process nor
+    a power cut leaves half of one under that name. A directory that was there before steps aside
+    first, since one cannot be renamed over another, and is removed afterwards.
+
+    Parameters
+    ----------
+    target : Path
+        Missing parents are created.
+
+    Yields
+    ------
+    Path
+        An empty directory, hidden by a leading dot.
+
+    Raises
+    ------
+    OSError
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(
+        tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+    )
+    previous = building.with_suffix(".previous")
+    try:
+        yield building
+        building.chmod(0o755)
+        for directory, _, files in os.walk(building):
+            for name in (*files, "."):
+                sync(Path(directory, name))
+        if target.exists():
+            os.rename(target, previous)
+        try:
+            os.rename(building, target)
+        except OSError:
+            if previous.exists():
+                os.rename(previous, target)
+            raise
+        sync(target.parent)
+    finally:
+        _remove(building)
+        _remove(previous)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's contents, or a directory's entries, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(directory: Path) -> None:
+    # A library that failed to write one file may still be writing others from its threads.
+    deadline = time.monotonic() + _REMOVAL_SECONDS
+    while directory.exists():
+        shutil.rmtree(directory, ignore_errors=True)
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.05)

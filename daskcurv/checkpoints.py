@@ -157,21 +157,15 @@ def check_weights(
         problems.append(f"missing {_listed(missing)}")
     if unexpected := [key for key in state_dict if key not in expected]:
         problems.append(f"unexpected {_listed(unexpected)}")
-    reshaped = [
-        f"{key} has shape {tuple(state_dict[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in state_dict and state_dict[key].shape != value.shape
-    ]
-    if reshaped:
-        problems.append(_listed(reshaped))
-    # Loading would convert them without a word, and so change the weights.
-    retyped = [
-        f"{key} has dtype {_dtype(state_dict[key])} instead of {_dtype(value)}"
-        for key, value in expected.items()
-        if key in state_dict and state_dict[key].dtype != value.dtype
-    ]
-    if retyped:
-        problems.append(_listed(retyped))
+    # Loading would convert another dtype without a word, and so change the weights.
+    for what, describe in (("shape", _shape), ("dtype", _dtype)):
+        different = [
+            f"{key} has {what} {describe(state_dict[key])} instead of {describe(value)}"
+            for key, value in expected.items()
+            if key in state_dict and describe(state_dict[key]) != describe(value)
+        ]
+        if different:
+            problems.append(_listed(different))
     if problems:
         raise CheckpointError(f"checkpoint {path} does not fit the network: {'; '.join(problems)}")
     broken = [
@@ -184,6 +178,10 @@ def check_weights(
             f"checkpoint {path} holds NaN or infinite weights in {_listed(broken)}; the training "
             "run diverged or the file is damaged. Leave this epoch out with --epochs"
         )
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
 
 
 def _dtype(tensor: Tensor) -> str:

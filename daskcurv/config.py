@@ -32,6 +32,8 @@ class EstimatorConfig:
     ----------
     method : str
         Name of an estimator in :data:`daskcurv.estimators.ESTIMATORS`.
+    precision : {"bfloat16", "tf32", "float32"}
+        Of the differences that difference propagation carries.
     h : float
         Step of the finite difference, in units of the normalised input.
     n_probes : int
@@ -43,6 +45,7 @@ class EstimatorConfig:
     """
 
     method: str = "finite-difference"
+    precision: str = "float32"
     h: float = 1e-3
     n_probes: int = 10
     temperature: float = 1.0

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from daskcurv.errors import ConfigError
 from daskcurv.estimators.base import MEASURES, Estimator, Measures, SampleLoss
+from daskcurv.estimators.difference_propagation import DifferencePropagation
 from daskcurv.estimators.finite_difference import FiniteDifference
 from daskcurv.estimators.precision import true_float32
 
-ESTIMATORS: dict[str, type[Estimator]] = {"finite-difference": FiniteDifference}
+ESTIMATORS: dict[str, type[Estimator]] = {
+    "difference-propagation": DifferencePropagation,
+    "finite-difference": FiniteDifference,
+}
 
 
 def get_estimator(method: str) -> type[Estimator]:

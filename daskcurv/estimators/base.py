@@ -52,11 +52,56 @@ class SampleLoss:
         -------
         Tensor of float64, shape (N,)
         """
+        return F.cross_entropy(self._scaled(logits), self._positions(labels), reduction="none")
+
+    def with_gradient(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of each sample, (N,), and its gradient, (N, C); both float64."""
+        scaled, positions = self._scaled(logits), self._positions(labels)
+        losses = F.cross_entropy(scaled, positions, reduction="none")
+        slope = scaled.softmax(dim=1)
+        slope[torch.arange(len(slope), device=slope.device), positions] -= 1
+        return losses, self._spread(slope / self.temperature, logits)
+
+    def gradient_difference(self, logits: Tensor, delta: Tensor, h: float) -> Tensor:
+        """Return by how much the loss's gradient changes as the logits do, divided by h.
+
+        Parameters
+        ----------
+        logits : Tensor, shape (N, C)
+        delta : Tensor, shape (P N, C)
+            For each of P probes, the change of the logits divided by h.
+        h : float
+
+        Returns
+        -------
+        Tensor of float64, shape (P N, C)
+        """
+        chance = self._scaled(logits).softmax(dim=1)
+        # p' − p = p (e^d − 1 − E) / (1 + E), with d the change of the scaled logits and E the mean
+        # of e^d − 1 under p: unlike the difference of two softmaxes, this does not cancel.
+        rise = torch.expm1(self._scaled(delta) * h).view(-1, *chance.shape)
+        mean = (chance * rise).sum(dim=2, keepdim=True)
+        change = chance * (rise - mean) / (1 + mean) / (h * self.temperature)
+        return self._spread(change.flatten(0, 1), delta)
+
+    def _scaled(self, logits: Tensor) -> Tensor:
         if self.classes is not None:
-            classes = self.classes.to(logits.device)
-            labels = (labels[:, None] == classes).to(torch.int64).argmax(dim=1)
-            logits = logits[:, classes]
-        return F.cross_entropy(logits.double() / self.temperature, labels, reduction="none")
+            logits = logits[:, self.classes.to(logits.device)]
+        return logits.double() / self.temperature
+
+    def _positions(self, labels: Tensor) -> Tensor:
+        """Return where among `classes` the labels are."""
+        if self.classes is None:
+            return labels
+        return (labels[:, None] == self.classes.to(labels.device)).to(torch.int64).argmax(dim=1)
+
+    def _spread(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """Return `gradient` with zeros for the outputs that do not take part."""
+        if self.classes is None:
+            return gradient
+        full = torch.zeros_like(logits, dtype=gradient.dtype)
+        full[:, self.classes.to(logits.device)] = gradient
+        return full
 
     def predict(self, logits: Tensor) -> Tensor:
         """Return the output with the largest logit among `classes`, as a class index, (N,)."""

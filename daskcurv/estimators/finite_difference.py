@@ -20,11 +20,14 @@ input gradient costs two forward passes' worth of arithmetic, and a sample 2 (n 
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor, nn
 
 from daskcurv.config import EstimatorConfig
 from daskcurv.estimators.base import Measures, SampleLoss
+from daskcurv.estimators.tracing import UnsupportedError, trace
 from daskcurv.probes import draw_probe
 
 
@@ -40,6 +43,9 @@ class FiniteDifference:
     """
 
     def __init__(self, model: nn.Module, loss: SampleLoss, config: EstimatorConfig):
+        # A network that cannot be traced is used as it is; this only saves time.
+        with contextlib.suppress(UnsupportedError):
+            model = trace(model)
         self._model = model
         self._loss = loss
         self._config = config

@@ -16,6 +16,23 @@ import torch
 
 
 @contextmanager
+def tensor_float32(allowed: bool) -> Iterator[None]:
+    """Allow TF32 for convolutions and matrix products on CUDA, or leave things as they are.
+
+    For use inside `true_float32`, which restores the settings in the end.
+    """
+    backends: Any = torch.backends
+    knobs = (backends.cuda.matmul, backends.cudnn.conv) if allowed else ()
+    for knob in knobs:
+        knob.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        for knob in knobs:
+            knob.fp32_precision = "ieee"
+
+
+@contextmanager
 def true_float32(device: torch.device) -> Iterator[None]:
     """Compute in IEEE float32 with autograd on; restore the process's settings afterwards.
 

@@ -1,0 +1,212 @@
+"""The pointwise arithmetic of difference propagation, fused where a compiler is to be had.
+
+The four functions act on flat views: ``(P, n)`` for what belongs to P probes, ``(n,)`` for what
+belongs to the clean pass. So each is compiled once for all layers of all networks. They compute in
+float32 (float64 if an argument is) and round once, on the way out.
+
+Unfused, every operation in them is a trip of all activations through memory, and together they take
+longer than the convolutions between them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+COMPILE_AFTER_SECONDS = 60.0
+"""Compiling takes some 20 s the first time; the result is kept on disk."""
+
+
+def dense(values: Tensor) -> Tensor:
+    """Return `values` without gaps, images channels last: the layout that convolutions like."""
+    return values.contiguous(memory_format=layout(values.ndim))
+
+
+def layout(ndim: int) -> torch.memory_format:
+    """Return the memory format of tensors with `ndim` dimensions."""
+    return torch.channels_last if ndim == 4 else torch.contiguous_format
+
+
+def total(parts: list[Tensor]) -> Tensor:
+    """Return the sum of tensors of one shape and dtype, rounded once."""
+    if len(parts) == 1:
+        return parts[0]
+    return _wide_total(parts).to(parts[0].dtype)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _wide_total(parts: list[Tensor]) -> Tensor:
+    result = _wide(parts[0])
+    for part in parts[1:]:
+        result = result + _wide(part)
+    return result
+
+
+def clean_rectify(inputs: list[Tensor], h: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return ReLU(a) and s = a/h, in `dtype`, where a is the sum of `inputs`, shape (n,)."""
+    value = _wide_total(inputs)
+    return value.clamp(min=0), (value / h).to(dtype)
+
+
+def clean_rectify_gradient(
+    gradients: list[Tensor], scaled: Tensor, h: float
+) -> tuple[Tensor, Tensor]:
+    """Return the clean gradient before a ReLU, and G/h behind it in the dtype of s.
+
+    Parameters
+    ----------
+    gradients : list of Tensor, shape (n,)
+        Their sum is the clean gradient G behind the ReLU.
+    scaled : Tensor, shape (n,)
+        s = a/h, which has the sign of a.
+    h : float
+    """
+    gradient = _wide_total(gradients)
+    return torch.where(scaled > 0, gradient, 0.0), (gradient / h).to(scaled.dtype)
+
+
+def rectify(deltas: list[Tensor], scaled: Tensor) -> Tensor:
+    """Return the difference behind a ReLU: max(δ, −s) − max(−s, 0).
+
+    Parameters
+    ----------
+    deltas : list of Tensor, shape (P, n)
+        Their sum is the difference δ before the ReLU.
+    scaled : Tensor, shape (n,)
+        s = a/h, with the clean value a before the ReLU.
+    """
+    bound = -_wide(scaled)
+    delta = torch.maximum(_wide_total(deltas), bound) - bound.clamp(min=0)
+    return delta.to(deltas[0].dtype)
+
+
+def rectify_gradient(
+    gammas: list[Tensor], rectified: Tensor, scaled: Tensor, gradient: Tensor
+) -> Tensor:
+    """Return the gradient difference before a ReLU: m' Γ + (m' − m) G/h.
+
+    Parameters
+    ----------
+    gammas : list of Tensor, shape (P, n)
+        Their sum is the gradient difference Γ behind the ReLU.
+    rectified : Tensor, shape (P, n)
+        What `rectify` returned. The perturbed mask m' need not be kept beside it: where the ReLU is
+        shut, the difference behind it is min(−s, 0), and larger where it is open.
+    scaled : Tensor, shape (n,)
+        s = a/h; the clean mask m is where it is positive.
+    gradient : Tensor, shape (n,)
+        G/h, with the clean gradient G behind the ReLU.
+    """
+    gamma, jump = _wide_total(gammas), _wide(gradient)
+    is_open = _wide(rectified) > (-_wide(scaled)).clamp(max=0)
+    was_open = _wide(scaled) > 0
+    if_open = torch.where(was_open, gamma, gamma + jump)
+    if_shut = torch.where(was_open, -jump, 0.0)
+    return torch.where(is_open, if_open, if_shut).to(gammas[0].dtype)
+
+
+class Kernels:
+    """The four functions; compiled, once they have been in use for long enough to be worth it.
+
+    On a CPU, compiled and not, they give the same bits.
+    """
+
+    def __init__(self) -> None:
+        plain = (clean_rectify, clean_rectify_gradient, rectify, rectify_gradient)
+        self._plain: dict[str, Callable[..., Any]] = {f.__name__: f for f in plain}
+        self._functions = self._plain
+        self._since: float | None = None
+
+    def warm_up(self) -> None:
+        """Note that work is done; compile if it has gone on for a while."""
+        if self._functions is self._plain:
+            now = time.monotonic()
+            self._since = self._since or now
+            if now - self._since > COMPILE_AFTER_SECONDS:
+                self.compile()
+
+    def compile(self) -> None:
+        """Compile from the next call on, if that works on this machine; if not, say so then."""
+        # Its remark that a CUDA toolkit was found and no GPU is of no use to anyone.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+        self._functions = {
+            name: torch.compile(function, dynamic=True, fullgraph=True)
+            for name, function in self._plain.items()
+        }
+
+    def clean_rectify(
+        self, inputs: list[Tensor], h: float, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """See the function of this name; shapes are those of the layer."""
+        inputs = [dense(part) for part in inputs]
+        value, scaled = self._call("clean_rectify", [_flat(part) for part in inputs], h, dtype)
+        return _shaped(value, inputs[0]), _shaped(scaled, inputs[0])
+
+    def clean_rectify_gradient(
+        self, gradients: list[Tensor], scaled: Tensor, h: float
+    ) -> tuple[Tensor, Tensor]:
+        """See the function of this name; shapes are those of the layer."""
+        gradients = [dense(part) for part in gradients]
+        flat = [_flat(part) for part in gradients]
+        before, kept = self._call("clean_rectify_gradient", flat, _flat(scaled), h)
+        return _shaped(before, gradients[0]), _shaped(kept, gradients[0])
+
+    def rectify(self, deltas: list[Tensor], scaled: Tensor) -> Tensor:
+        """See the function of this name; shapes are those of the layer."""
+        deltas = [dense(part) for part in deltas]
+        rows = [_rows(part, scaled) for part in deltas]
+        return _shaped(self._call("rectify", rows, _flat(scaled)), deltas[0])
+
+    def rectify_gradient(
+        self, gammas: list[Tensor], rectified: Tensor, scaled: Tensor, gradient: Tensor
+    ) -> Tensor:
+        """See the function of this name; shapes are those of the layer."""
+        gammas = [dense(part) for part in gammas]
+        rows = [_rows(part, scaled) for part in gammas]
+        clean = _flat(scaled), _flat(gradient)
+        result = self._call("rectify_gradient", rows, _rows(rectified, scaled), *clean)
+        return _shaped(result, gammas[0])
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        try:
+            return self._functions[name](*arguments)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if self._functions is self._plain:
+                raise
+            # A missing or failing compiler shows in many ways.
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            log.warning("torch.compile does not work here; going on without, slower: %s", reason)
+            self._functions = self._plain
+            self._since = math.inf
+            return self._functions[name](*arguments)
+
+
+def _flat(values: Tensor) -> Tensor:
+    return values.as_strided((values.numel(),), (1,))
+
+
+def _rows(values: Tensor, clean: Tensor) -> Tensor:
+    """Return a view of `values` with one row for each probe, given the clean pass's tensor."""
+    size = clean.numel()
+    return values.as_strided((values.numel() // size, size), (size, 1))
+
+
+def _shaped(flat: Tensor, like: Tensor) -> Tensor:
+    return flat.as_strided(like.shape, like.stride())
+
+
+KERNELS = Kernels()
+"""Shared by all networks of a process."""

@@ -1,0 +1,80 @@
+"""Networks as graphs, with normalisation folded into convolutions."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from daskcurv.errors import ConfigError
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class UnsupportedError(ConfigError):
+    """A network cannot be taken apart as a method needs; the text names the module."""
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """Return the graph of a network in eval mode, batch normalisation folded into convolutions.
+
+    The model is left as it is; modules that did not change are shared with it.
+
+    Parameters
+    ----------
+    model : nn.Module
+
+    Raises
+    ------
+    UnsupportedError
+        If the network does something that depends on the values of its input.
+    """
+    try:
+        traced = fx.symbolic_trace(model)
+    except Exception as error:
+        # The model's own code can fail in any way when handed something else than a tensor.
+        raise UnsupportedError(f"{type(model).__name__} cannot be traced: {error}") from error
+    modules: dict[str, Any] = dict(traced.named_modules())
+    for node in traced.graph.nodes:
+        users = list(node.users)
+        if len(users) != 1 or node.op != "call_module" or users[0].op != "call_module":
+            continue
+        convolution, norm = modules[node.target], modules[users[0].target]
+        if isinstance(convolution, CONVOLUTIONS) and has_fixed_statistics(norm):
+            name = f"folded_{node.name}"
+            traced.add_submodule(name, _folded(convolution, norm))
+            node.target = name
+            users[0].replace_all_uses_with(node)
+            traced.graph.erase_node(users[0])
+    traced.recompile()
+    return traced
+
+
+def has_fixed_statistics(module: nn.Module) -> bool:
+    """Return whether this is a batch normalisation that is affine in eval mode."""
+    return isinstance(module, NORMS) and module.running_mean is not None
+
+
+def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
+    """Return what an eval-mode batch normalisation multiplies by and adds, in float64, (C,)."""
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.double()
+
+
+def _folded(convolution: Any, norm: nn.Module) -> nn.Module:
+    # In float64, so that the weights are rounded once.
+    scale, shift = scale_and_shift(norm)
+    weight = convolution.weight.double() * scale.reshape(-1, *[1] * (convolution.weight.ndim - 1))
+    if convolution.bias is not None:
+        shift = shift + convolution.bias.double() * scale
+    folded: nn.Module = copy.copy(convolution)
+    folded._parameters = {
+        name: nn.Parameter(value.detach().to(convolution.weight.dtype), requires_grad=False)
+        for name, value in (("weight", weight), ("bias", shift))
+    }
+    return folded

@@ -21,6 +21,9 @@ from daskcurv.errors import ConfigError
 Head = Literal["all", "active"]
 HEADS: tuple[str, ...] = get_args(Head)
 
+Precision = Literal["auto", "bfloat16", "tf32", "float32"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+
 Identity = dict[str, Any]
 
 
@@ -32,8 +35,9 @@ class EstimatorConfig:
     ----------
     method : str
         Name of an estimator in :data:`daskcurv.estimators.ESTIMATORS`.
-    precision : {"bfloat16", "tf32", "float32"}
-        Of the differences that difference propagation carries.
+    precision : {"auto", "bfloat16", "tf32", "float32"}
+        Of the differences that difference propagation carries; ``"auto"`` is bfloat16 where the
+        device is fast at it, else float32.
     h : float
         Step of the finite difference, in units of the normalised input.
     n_probes : int
@@ -44,8 +48,8 @@ class EstimatorConfig:
         Seed of the probes, 0 … 2⁶⁴−1.
     """
 
-    method: str = "finite-difference"
-    precision: str = "float32"
+    method: str = "auto"
+    precision: str = "auto"
     h: float = 1e-3
     n_probes: int = 10
     temperature: float = 1.0
@@ -59,6 +63,8 @@ class EstimatorConfig:
             value: Any = getattr(self, name)
             if not (isinstance(value, Real) and 0 < float(value) < math.inf):
                 raise ConfigError(f"{name} is {value!r}; expected a finite number above 0")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision is {self.precision!r}; expected one of {PRECISIONS}")
         if not (isinstance(n_probes, Integral) and int(n_probes) >= 1):
             raise ConfigError(f"n_probes is {n_probes!r}; expected an integer, 1 or more")
         if not (isinstance(seed, Integral) and 0 <= int(seed) < 2**64):

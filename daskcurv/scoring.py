@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from daskcurv.config import EstimatorConfig, check_positive
 from daskcurv.errors import ConfigError
-from daskcurv.estimators import Measures, SampleLoss, get_estimator, true_float32
+from daskcurv.estimators import Measures, SampleLoss, get_estimator, settle, true_float32
 
 log = logging.getLogger(__name__)
 
@@ -92,9 +92,17 @@ class Scorer:
         with torch.inference_mode(False):
             self._model = copy.deepcopy(model).to(self.device, dtype).eval().requires_grad_(False)
         loss = SampleLoss(config.temperature, classes)
+        config = settle(config, self.device)
         self._estimate = get_estimator(config.method)(self._model, loss, config)
+        self._probes = range(config.n_probes)
 
-    def score(self, images: Tensor, labels: Tensor, sample_ids: Tensor) -> SampleScores:
+    def score(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        sample_ids: Tensor,
+        probes: Sequence[int] | None = None,
+    ) -> SampleScores:
         """Score samples.
 
         Parameters
@@ -104,6 +112,8 @@ class Scorer:
         labels : Tensor of int64, shape (N,)
         sample_ids : Tensor of int64, shape (N,)
             They select the probes.
+        probes : sequence of int, optional
+            Indices of the probes to take means over; by default the settings' first `n_probes`.
 
         Returns
         -------
@@ -113,7 +123,9 @@ class Scorer:
         parts: list[Measures] = []
         start = 0
         while start < len(images):
-            measures = self._try_micro_batch(start, images, labels, sample_ids)
+            measures = self._try_micro_batch(
+                start, images, labels, sample_ids, self._probes if probes is None else probes
+            )
             if measures is None:
                 self._shrink()
                 continue
@@ -127,7 +139,12 @@ class Scorer:
             return int(self._model(images.to(self.device, self._dtype)).shape[1])
 
     def _try_micro_batch(
-        self, start: int, images: Tensor, labels: Tensor, sample_ids: Tensor
+        self,
+        start: int,
+        images: Tensor,
+        labels: Tensor,
+        sample_ids: Tensor,
+        probes: Sequence[int],
     ) -> Measures | None:
         """Return the measures from `start` on, or None if the device ran out of memory."""
         # The last sample is repeated to fill the batch; the copies' results are cut off below.
@@ -138,6 +155,7 @@ class Scorer:
                     images[rows].to(self.device, self._dtype),
                     labels[rows].to(self.device),
                     sample_ids[rows].to(self.device),
+                    probes,
                 )
         except torch.OutOfMemoryError:
             if self.batch_size == 1:
@@ -180,7 +198,8 @@ def score_samples(
     temperature: float = 1.0,
     seed: int = 0,
     sample_ids: ArrayLike | Tensor | None = None,
-    method: str = "finite-difference",
+    method: str = "auto",
+    precision: str = "auto",
     batch_size: int | None = None,
     device: torch.device | str | None = None,
     classes: Sequence[int] | None = None,
@@ -207,8 +226,12 @@ def score_samples(
         Seed of the probes.
     sample_ids : array_like or Tensor of int, shape (N,), optional
         Each sample's index in its training set, which selects its probes; by default 0 … N−1.
-    method : str
-        Estimator; see :data:`daskcurv.estimators.ESTIMATORS`.
+    method : {"auto", "difference-propagation", "finite-difference"}
+        Estimator. ``"auto"`` is difference propagation where the model allows it and a self-check
+        on the first samples passes, else direct finite differences (always, if images are float64).
+    precision : {"auto", "bfloat16", "tf32", "float32"}
+        Of the differences in difference propagation; ``"auto"`` is bfloat16 where the device is
+        fast at it, else float32.
     batch_size : int, optional
         Samples per micro-batch.
     device : torch.device or str, optional
@@ -227,7 +250,12 @@ def score_samples(
         For settings or arrays that cannot be used; the text names the argument.
     """
     config = EstimatorConfig(
-        method=method, h=h, n_probes=n_probes, temperature=temperature, seed=seed
+        method=method,
+        precision=precision,
+        h=h,
+        n_probes=n_probes,
+        temperature=temperature,
+        seed=seed,
     )
     inputs = _tensor("images", images)
     if inputs.dtype not in (torch.float32, torch.float64) or inputs.ndim < 2:
@@ -235,6 +263,8 @@ def score_samples(
             f"images have dtype {inputs.dtype} and shape {tuple(inputs.shape)}; expected float32 "
             "or float64 of shape (N, C, H, W), already normalised"
         )
+    if inputs.dtype == torch.float64 and config.method == "auto":
+        config = replace(config, method="finite-difference", precision="auto")
     targets = _integers("labels", labels, len(inputs))
     ids = torch.arange(len(inputs)) if sample_ids is None else sample_ids
     ids = _integers("sample_ids", ids, len(inputs))

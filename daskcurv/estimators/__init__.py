@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from daskcurv.errors import ConfigError
+from daskcurv.estimators.auto import Auto, settle
 from daskcurv.estimators.base import MEASURES, Estimator, Measures, SampleLoss
 from daskcurv.estimators.difference_propagation import DifferencePropagation
 from daskcurv.estimators.finite_difference import FiniteDifference
 from daskcurv.estimators.precision import true_float32
 
 ESTIMATORS: dict[str, type[Estimator]] = {
+    "auto": Auto,
     "difference-propagation": DifferencePropagation,
     "finite-difference": FiniteDifference,
 }
@@ -24,4 +26,4 @@ def get_estimator(method: str) -> type[Estimator]:
 
 
 __all__ = ["ESTIMATORS", "MEASURES", "Estimator", "Measures", "SampleLoss", "get_estimator"]
-__all__ += ["true_float32"]
+__all__ += ["settle", "true_float32"]

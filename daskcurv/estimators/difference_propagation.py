@@ -23,11 +23,14 @@ in float64, which costs next to nothing there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
 from daskcurv.config import EstimatorConfig
-from daskcurv.estimators.base import Measures, SampleLoss
+from daskcurv.estimators.base import Measures, ProbeMeans, SampleLoss
 from daskcurv.estimators.kernels import KERNELS, dense
 from daskcurv.estimators.network import Network
 from daskcurv.estimators.precision import tensor_float32
@@ -61,51 +64,49 @@ class DifferencePropagation:
         self._model, self._loss, self._config = model, loss, config
         self._network: Network | None = None
 
-    def __call__(self, images: Tensor, labels: Tensor, sample_ids: Tensor) -> Measures:
+    def __call__(
+        self, images: Tensor, labels: Tensor, sample_ids: Tensor, probes: Sequence[int]
+    ) -> Measures:
         """Return the measures of a batch; shapes as in :class:`~.base.Estimator`."""
         KERNELS.warm_up()
+        h, seed = self._config.h, self._config.seed
         dtype = difference_dtype(self._config.precision, images.dtype)
         with torch.no_grad():
             if self._network is None:
-                self._network = Network(self._model, _two(images), self._config.h, dtype, KERNELS)
-            return self._measure(self._network, dtype, images, labels, sample_ids)
+                self._network = Network(self._model, _two(images), h, dtype, KERNELS)
+            network = self._network
+            logits = network.clean(dense(images))
+            losses, slope = self._loss.with_gradient(logits, labels)
+            clean = network.clean_gradient(slope.to(images.dtype))
+            means = ProbeMeans(len(images), h, images.device)
+            with tensor_float32(self._config.precision == "tf32"):
+                for some in _split(probes, _most_together(images, dtype)):
+                    probe = torch.cat(
+                        [draw_probe(sample_ids, k, images.shape[1:], seed) for k in some]
+                    )
+                    delta = network.forward(dense(probe.to(dtype)))
+                    rise = self._loss.gradient_difference(logits, delta, h)
+                    gamma = network.backward(rise.to(dtype))
+                    means.add(gamma.double() * h, probe)
+            return {
+                **means.means(),
+                "loss": losses,
+                "grad_norm": clean.flatten(1).double().norm(dim=1),
+                "prediction": self._loss.predict(logits),
+            }
 
-    def _measure(
-        self, network: Network, dtype: torch.dtype, images: Tensor, labels: Tensor, ids: Tensor
-    ) -> Measures:
-        h, n_probes, count = self._config.h, self._config.n_probes, len(images)
-        logits = network.clean(dense(images))
-        losses, slope = self._loss.with_gradient(logits, labels)
-        clean = network.clean_gradient(slope.to(images.dtype))
 
-        together = 1
-        if images.device.type == "cpu":
-            together = max(1, _BYTES_TOGETHER // (dtype.itemsize * count))
-        norm_sum = torch.zeros(count, dtype=torch.float64, device=images.device)
-        square_sum, eig_sum = torch.zeros_like(norm_sum), torch.zeros_like(norm_sum)
-        with tensor_float32(self._config.precision == "tf32"):
-            for first in range(0, n_probes, together):
-                drawn = [
-                    draw_probe(ids, k, images.shape[1:], self._config.seed)
-                    for k in range(first, min(first + together, n_probes))
-                ]
-                probes = torch.cat(drawn)
-                delta = network.forward(dense(probes.to(dtype)))
-                rise = self._loss.gradient_difference(logits, delta, h)
-                gamma = network.backward(rise.to(dtype)).flatten(1).double() * h
-                square = gamma.square().sum(dim=1).view(-1, count)
-                norm_sum += square.sqrt().sum(dim=0)
-                square_sum += square.sum(dim=0)
-                along = (gamma * probes.flatten(1)).sum(dim=1).view(-1, count)
-                eig_sum += h * along.sum(dim=0)
-        return {
-            "curvature": norm_sum / n_probes,
-            "curvature_sq": square_sum / n_probes,
-            "directional_eig": eig_sum / n_probes,
-            "loss": losses,
-            "grad_norm": clean.flatten(1).double().norm(dim=1),
-            "prediction": self._loss.predict(logits),
-        }
+def _most_together(images: Tensor, dtype: torch.dtype) -> int:
+    if images.device.type != "cpu":
+        return 1
+    return max(1, _BYTES_TOGETHER // (dtype.itemsize * len(images)))
+
+
+def _split(probes: Sequence[int], most: int) -> list[Sequence[int]]:
+    """Return `probes` in parts of at most `most`, as equal as can be."""
+    parts = -(-len(probes) // most)
+    cuts = [round(part * len(probes) / parts) for part in range(parts + 1)]
+    return [probes[start:stop] for start, stop in pairwise(cuts)]
 
 
 def _two(images: Tensor) -> Tensor:

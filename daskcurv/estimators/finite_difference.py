@@ -21,12 +21,13 @@ input gradient costs two forward passes' worth of arithmetic, and a sample 2 (n 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from daskcurv.config import EstimatorConfig
-from daskcurv.estimators.base import Measures, SampleLoss
+from daskcurv.estimators.base import Measures, ProbeMeans, SampleLoss
 from daskcurv.estimators.tracing import UnsupportedError, trace
 from daskcurv.probes import draw_probe
 
@@ -50,29 +51,21 @@ class FiniteDifference:
         self._loss = loss
         self._config = config
 
-    def __call__(self, images: Tensor, labels: Tensor, sample_ids: Tensor) -> Measures:
+    def __call__(
+        self, images: Tensor, labels: Tensor, sample_ids: Tensor, probes: Sequence[int]
+    ) -> Measures:
         """Return the measures of a batch; shapes as in :class:`~.base.Estimator`."""
-        h, n_probes = self._config.h, self._config.n_probes
+        h, seed = self._config.h, self._config.seed
         clean, losses, logits = self._input_gradient(images, labels)
-
-        # Sums over pixels and probes run in float64: they are a negligible part of the work, and
-        # keep the accuracy of the result that of the gradients.
-        norm_sum = torch.zeros(len(images), dtype=torch.float64, device=images.device)
-        square_sum, eig_sum = torch.zeros_like(norm_sum), torch.zeros_like(norm_sum)
-        for k in range(n_probes):
-            probe = draw_probe(sample_ids, k, images.shape[1:], self._config.seed).to(images.dtype)
+        means = ProbeMeans(len(images), h, images.device)
+        for k in probes:
+            probe = draw_probe(sample_ids, k, images.shape[1:], seed).to(images.dtype)
             shifted, _, _ = self._input_gradient(images + h * probe, labels)
-            delta = (shifted - clean).flatten(1).to(torch.float64)
-            square = delta.square().sum(dim=1)
-            norm_sum += square.sqrt()
-            square_sum += square
-            eig_sum += h * (delta * probe.flatten(1)).sum(dim=1)
+            means.add((shifted - clean).double(), probe)
         return {
-            "curvature": norm_sum / n_probes,
-            "curvature_sq": square_sum / n_probes,
-            "directional_eig": eig_sum / n_probes,
+            **means.means(),
             "loss": losses,
-            "grad_norm": clean.flatten(1).to(torch.float64).norm(dim=1),
+            "grad_norm": clean.flatten(1).double().norm(dim=1),
             "prediction": self._loss.predict(logits),
         }
 

@@ -1,0 +1,122 @@
+"""The fast method where it can be had and is seen to be right, else the direct one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from daskcurv.config import EstimatorConfig
+from daskcurv.errors import ConfigError
+from daskcurv.estimators.base import Estimator, Measures, SampleLoss
+from daskcurv.estimators.difference_propagation import DifferencePropagation
+from daskcurv.estimators.finite_difference import FiniteDifference
+from daskcurv.estimators.tracing import UnsupportedError
+
+log = logging.getLogger(__name__)
+
+CHECK_SAMPLES = 8
+CHECK_PROBES = 4
+MEDIAN_ERROR = 0.01
+WORST_ERROR = 0.5
+"""What the curvature may differ by, relative to the direct method, in the self-check.
+
+Far above what rounding does to a sound network (see docs/estimators.md), far below what a wrong
+rule would.
+"""
+
+
+class Auto:
+    """Difference propagation if it passes a self-check, else direct finite differences.
+
+    The check compares the two on the first samples of the first batch (or those given to `choose`).
+    Which method is used, and why not the fast one, goes to the log.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In eval mode, parameters frozen.
+    loss : SampleLoss
+    config : EstimatorConfig
+
+    Attributes
+    ----------
+    chosen : Estimator or None
+        None before the first call.
+    """
+
+    def __init__(self, model: nn.Module, loss: SampleLoss, config: EstimatorConfig):
+        self._direct = FiniteDifference(model, loss, config)
+        self._fast = DifferencePropagation(model, loss, config)
+        self.chosen: Estimator | None = None
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, sample_ids: Tensor, probes: Sequence[int]
+    ) -> Measures:
+        """Return the measures of a batch; shapes as in :class:`~.base.Estimator`."""
+        if self.chosen is None:
+            first = slice(CHECK_SAMPLES)
+            self.choose(images[first], labels[first], sample_ids[first])
+            assert self.chosen is not None
+        return self.chosen(images, labels, sample_ids, probes)
+
+    def choose(self, images: Tensor, labels: Tensor, sample_ids: Tensor) -> None:
+        """Compare the methods on some samples, and choose."""
+        problem = self._problem(images, labels, sample_ids)
+        if problem:
+            log.warning("direct finite differences instead of difference propagation: %s", problem)
+        self.chosen = self._direct if problem else self._fast
+
+    def _problem(self, images: Tensor, labels: Tensor, sample_ids: Tensor) -> str | None:
+        sample = images, labels, sample_ids, range(CHECK_PROBES)
+        try:
+            fast = self._fast(*sample)["curvature"]
+        except torch.OutOfMemoryError:
+            raise
+        except (UnsupportedError, RuntimeError, NotImplementedError) as error:
+            # An operation may be missing for a dtype or device; PyTorch then says which.
+            return str(error).splitlines()[0]
+        direct = self._direct(*sample)["curvature"]
+        # Where the loss does not change at all, both are exactly 0.
+        scale = direct.clamp(min=torch.finfo(direct.dtype).tiny)
+        errors = ((fast - direct).abs() / scale).nan_to_num(nan=torch.inf)
+        median, worst = errors.median().item(), errors.max().item()
+        if median <= MEDIAN_ERROR and worst <= WORST_ERROR:
+            return None
+        return (
+            f"in the self-check on {len(images)} samples they differ by {median:.1%} (median), "
+            f"{worst:.1%} (worst)"
+        )
+
+
+def settle(config: EstimatorConfig, device: torch.device) -> EstimatorConfig:
+    """Return the settings with their precision decided for a device.
+
+    Raises
+    ------
+    ConfigError
+        If the method does not have the precision that is asked for.
+    """
+    propagates = config.method in ("auto", "difference-propagation")
+    if not propagates and config.precision not in ("auto", "float32"):
+        raise ConfigError(
+            f"precision is {config.precision!r}, but method {config.method!r} is always computed "
+            "in float32; leave one of them out"
+        )
+    if config.precision != "auto":
+        return config
+    fast = propagates and has_fast_bfloat16(device)
+    return replace(config, precision="bfloat16" if fast else "float32")
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Return whether a device multiplies bfloat16 matrices faster than float32 ones."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))

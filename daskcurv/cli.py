@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from daskcurv.classes import PARTITIONS, Schedule
-from daskcurv.config import HEADS, EstimatorConfig
+from daskcurv.config import HEADS, METHODS, PRECISIONS, EstimatorConfig
 from daskcurv.errors import ConfigError, DaskcurvError
 from daskcurv.logs import log_to_console, log_to_file
 from daskcurv.pipeline.inputs import LaunchOptions, parse_epochs
@@ -142,6 +142,24 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
 
     estimator = parser.add_argument_group("estimator")
     config = _DEFAULTS.estimator
+    _option(
+        estimator,
+        "method",
+        str,
+        "auto is difference propagation, or finite-difference for epochs at which a self-check "
+        "fails",
+        config,
+        choices=METHODS,
+    )
+    _option(
+        estimator,
+        "precision",
+        str,
+        "of difference propagation; auto is what a store was begun with, else what the device is "
+        "fast at",
+        config,
+        choices=PRECISIONS,
+    )
     _option(estimator, "h", float, "step of the finite difference", config)
     _option(estimator, "n_probes", int, "random directions per sample", config)
     _option(estimator, "temperature", float, "divides the logits", config)

@@ -21,6 +21,9 @@ from daskcurv.errors import ConfigError
 Head = Literal["all", "active"]
 HEADS: tuple[str, ...] = get_args(Head)
 
+Method = Literal["auto", "difference-propagation", "finite-difference", "zeroth-order"]
+METHODS: tuple[str, ...] = get_args(Method)
+
 Precision = Literal["auto", "bfloat16", "tf32", "float32"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
@@ -34,7 +37,8 @@ class EstimatorConfig:
     Attributes
     ----------
     method : str
-        Name of an estimator in :data:`daskcurv.estimators.ESTIMATORS`.
+        One of `METHODS`; ``"auto"`` is difference propagation where it is supported and passes its
+        self-check, else direct finite differences.
     precision : {"auto", "bfloat16", "tf32", "float32"}
         Of the differences that difference propagation carries; ``"auto"`` is bfloat16 where the
         device is fast at it, else float32.
@@ -67,6 +71,10 @@ class EstimatorConfig:
             raise ConfigError(f"precision is {self.precision!r}; expected one of {PRECISIONS}")
         if not (isinstance(n_probes, Integral) and int(n_probes) >= 1):
             raise ConfigError(f"n_probes is {n_probes!r}; expected an integer, 1 or more")
+        if self.method == "zeroth-order" and n_probes % 2:
+            raise ConfigError(
+                f"n_probes is {n_probes}; zeroth-order takes probes in pairs: choose an even number"
+            )
         if not (isinstance(seed, Integral) and 0 <= int(seed) < 2**64):
             raise ConfigError(f"seed is {seed!r}; expected an integer from 0 to 2**64 - 1")
 

@@ -96,7 +96,7 @@ def draw_probe(sample_ids: Tensor, probe: int, shape: Sequence[int], seed: int) 
     words = philox4x32(
         (
             torch.arange(n_counters, device=device)[None, :],
-            torch.tensor(probe, device=device),
+            torch.full((), probe, device=device),
             ids & _MASK,
             ids >> 32,
         ),

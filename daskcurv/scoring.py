@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from daskcurv.config import EstimatorConfig, check_positive
 from daskcurv.errors import ConfigError
-from daskcurv.estimators import Measures, SampleLoss, get_estimator, settle, true_float32
+from daskcurv.estimators import Auto, Measures, SampleLoss, get_estimator, settle, true_float32
 
 log = logging.getLogger(__name__)
 
@@ -120,18 +120,39 @@ class Scorer:
         SampleScores
             Arrays of length N.
         """
+        # All of it goes to the device at once and comes back at once: in between, the host only
+        # queues work.
+        batch = (
+            images.to(self.device, self._dtype), labels.to(self.device), sample_ids.to(self.device)
+        )  # fmt: skip
+        probes = self._probes if probes is None else probes
         parts: list[Measures] = []
         start = 0
         while start < len(images):
-            measures = self._try_micro_batch(
-                start, images, labels, sample_ids, self._probes if probes is None else probes
-            )
+            measures = self._try_micro_batch(start, *batch, probes)
             if measures is None:
                 self._shrink()
                 continue
             parts.append(measures)
             start += self.batch_size
         return SampleScores(**{field.name: _gather(parts, field.name) for field in _FIELDS})
+
+    def choose_method(self, images: Tensor, labels: Tensor, sample_ids: Tensor) -> None:
+        """With method ``"auto"``, choose by a self-check on these samples, not the first scored."""
+        if isinstance(self._estimate, Auto):
+            with true_float32(self.device):
+                self._estimate.choose(
+                    images.to(self.device, self._dtype),
+                    labels.to(self.device),
+                    sample_ids.to(self.device),
+                )
+
+    @property
+    def method(self) -> str:
+        """The method in use, with its precision; empty while ``"auto"`` has not chosen."""
+        estimator = self._estimate
+        chosen = estimator.chosen if isinstance(estimator, Auto) else estimator
+        return "" if chosen is None else chosen.method
 
     def num_outputs(self, images: Tensor) -> int:
         """Return how many logits the model has for each of `images`, shape (N, *input)."""
@@ -148,21 +169,17 @@ class Scorer:
     ) -> Measures | None:
         """Return the measures from `start` on, or None if the device ran out of memory."""
         # The last sample is repeated to fill the batch; the copies' results are cut off below.
-        rows = torch.arange(start, start + self.batch_size).clamp(max=len(images) - 1)
+        end = start + self.batch_size
+        rows = torch.arange(start, end, device=self.device).clamp(max=len(images) - 1)
         try:
             with true_float32(self.device):
-                measures = self._estimate(
-                    images[rows].to(self.device, self._dtype),
-                    labels[rows].to(self.device),
-                    sample_ids[rows].to(self.device),
-                    probes,
-                )
+                measures = self._estimate(images[rows], labels[rows], sample_ids[rows], probes)
         except torch.OutOfMemoryError:
             if self.batch_size == 1:
                 raise
             return None
         keep = len(images) - start
-        return {name: values[:keep].cpu() for name, values in measures.items()}
+        return {name: values[:keep] for name, values in measures.items()}
 
     def _shrink(self) -> None:
         # Called after the exception is gone: while it lives, its traceback keeps the failed
@@ -180,7 +197,7 @@ def _gather(parts: list[Measures], name: str) -> NDArray[Any]:
     dtype = np.int64 if name == "prediction" else np.float64
     if not parts:
         return np.empty(0, dtype)
-    return torch.cat([part[name] for part in parts]).numpy().astype(dtype, copy=False)
+    return torch.cat([part[name] for part in parts]).cpu().numpy().astype(dtype, copy=False)
 
 
 def default_batch_size(device: torch.device) -> int:
@@ -226,9 +243,11 @@ def score_samples(
         Seed of the probes.
     sample_ids : array_like or Tensor of int, shape (N,), optional
         Each sample's index in its training set, which selects its probes; by default 0 … N−1.
-    method : {"auto", "difference-propagation", "finite-difference"}
+    method : {"auto", "difference-propagation", "finite-difference", "zeroth-order"}
         Estimator. ``"auto"`` is difference propagation where the model allows it and a self-check
         on the first samples passes, else direct finite differences (always, if images are float64).
+        ``"zeroth-order"`` takes second differences of the loss alone and leaves `directional_eig`
+        and `grad_norm` NaN.
     precision : {"auto", "bfloat16", "tf32", "float32"}
         Of the differences in difference propagation; ``"auto"`` is bfloat16 where the device is
         fast at it, else float32.

@@ -44,8 +44,12 @@ def epoch_directory(out: Path, epoch: int) -> Path:
     return out / f"epoch_{epoch:04d}"
 
 
-def is_exported(store: ResultsStore, out: Path, epoch: int) -> bool:
+def is_exported(
+    store: ResultsStore, out: Path, epoch: int, supersedes: ResultsStore | None = None
+) -> bool:
     """Return whether `out` has this epoch from this store.
+
+    Exports of the store that it supersedes, if any, are to be replaced and do not count.
 
     Raises
     ------
@@ -62,6 +66,8 @@ def is_exported(store: ResultsStore, out: Path, epoch: int) -> bool:
     if not isinstance(metadata, dict):
         metadata = {}
     found = metadata.get("fingerprint")
+    if supersedes is not None and found == supersedes.fingerprint:
+        return False
     if found != store.fingerprint:
         origin = "another configuration" if found else "another program"
         raise ExportError(
@@ -189,6 +195,7 @@ def _metadata(store: ResultsStore, row: int, epoch: int) -> dict[str, Any]:
         "compute_time_seconds": float(store.read("compute_seconds")[row]),
         "allowed_classes": order[:num_active],
         "curvature_stats": None,
+        "method": str(store.read("method")[row]),
         "active_samples": int((store.read("status", row) == schema.COMPUTED).sum()),
         "checkpoint": str(store.read("checkpoint")[row]),
         "checkpoint_sha256": str(store.read("checkpoint_sha256")[row]),

@@ -31,7 +31,9 @@ def open_results(path: str | Path, incomplete: Incomplete = "mask") -> xr.Datase
     Returns
     -------
     xarray.Dataset
-        Dimensions ``(epoch, sample)``, sorted by epoch, loaded lazily through Dask.
+        Dimensions ``(epoch, sample)``, sorted by epoch, loaded lazily through Dask. Besides what
+        is stored it has ``curvature_stderr``, the standard error of ``curvature`` for want of more
+        probes.
 
     Raises
     ------
@@ -40,7 +42,7 @@ def open_results(path: str | Path, incomplete: Incomplete = "mask") -> xr.Datase
     """
     if incomplete not in get_args(Incomplete):
         raise ConfigError(f"incomplete is {incomplete!r}; expected one of {get_args(Incomplete)}")
-    ResultsStore.open(Path(path))
+    store = ResultsStore.open(Path(path))
     stored: xr.Dataset = xr.open_zarr(path, chunks=None)
     stored = stored.isel(epoch=np.argsort(stored.epoch.values))
     per_sample = [variable.name for variable in (*schema.MEASURES, schema.STATUS)]
@@ -49,7 +51,7 @@ def open_results(path: str | Path, incomplete: Incomplete = "mask") -> xr.Datase
     dataset = stored.drop_vars(per_sample).load().assign(stored[per_sample].chunk(chunks))
     complete = dataset.complete.values
     if complete.all() or incomplete == "include":
-        return dataset
+        return _with_standard_error(dataset, store)
     if incomplete == "raise":
         unfinished = dataset.epoch.values[~complete].tolist()
         raise StoreError(
@@ -60,4 +62,22 @@ def open_results(path: str | Path, incomplete: Incomplete = "mask") -> xr.Datase
     for variable in schema.MEASURES:
         masked = dataset[variable.name].where(done, variable.fill)
         dataset[variable.name] = masked.astype(variable.dtype).assign_attrs(variable.attrs)
-    return dataset
+    return _with_standard_error(dataset, store)
+
+
+def _with_standard_error(dataset: xr.Dataset, store: ResultsStore) -> xr.Dataset:
+    """Add the standard error of `curvature`, a mean over probes, from what the store has."""
+    estimator = store.identity["estimator"]
+    draws = estimator["n_probes"]
+    if estimator["method"] == "zeroth-order":
+        draws //= 2  # a pair of probes is one draw
+    mean, square = (dataset[name].astype(np.float64) for name in ("curvature", "curvature_sq"))
+    # Rounding of the stored means can leave a small negative number where all norms are equal.
+    variance = (square - mean**2).clip(min=0)
+    error = (variance / (draws - 1)) ** 0.5 if draws > 1 else xr.full_like(mean, np.nan)
+    return dataset.assign(
+        curvature_stderr=error.astype(np.float32).assign_attrs(
+            long_name=f"standard error of curvature, from the spread of {draws} draws",
+            units=dataset.curvature.attrs["units"],
+        )
+    )

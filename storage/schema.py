@@ -22,6 +22,10 @@ EPOCH_CHUNK = 4096
 DEFAULT_BLOCK_SIZE = 5000
 
 
+PROBE_MEANS = ("curvature", "curvature_sq", "directional_eig")
+"""Variables that are means over the probes."""
+
+
 @dataclass(frozen=True)
 class Variable:
     """A variable of the store.
@@ -137,6 +141,14 @@ PROGRESS_VARIABLES = (
         "float64",
         0.0,
         {"long_name": "worker time spent on the epoch's blocks", "units": "s"},
+        True,
+    ),
+    Variable(
+        "method",
+        ("epoch",),
+        "str",
+        "",
+        {"long_name": "how the epoch was computed; more than one if workers disagreed"},
         True,
     ),
     Variable(

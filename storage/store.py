@@ -159,9 +159,9 @@ class ResultsStore:
         start = block * self.block_size
         return start, min(start + self.block_size, self.num_samples)
 
-    def read(self, name: str, row: int | None = None) -> NDArray[Any]:
-        """Return a variable, or one epoch's row of it."""
-        selection = slice(None) if row is None else row
+    def read(self, name: str, row: int | None = None, samples: slice = slice(None)) -> NDArray[Any]:
+        """Return a variable, or one epoch's row of it, or part of that."""
+        selection = slice(None) if row is None else (row, samples)
         try:
             return np.asarray(_array(self._group, name)[selection])
         except (OSError, RuntimeError, ValueError) as error:
@@ -169,6 +169,11 @@ class ResultsStore:
             raise StoreError(
                 f"{where} of results store {self.path} is damaged or cannot be read: {error}"
             ) from error
+
+    def read_block(self, name: str, row: int, block: int) -> NDArray[Any]:
+        """Return a block of a per-sample variable."""
+        start, stop = self.bounds(block)
+        return self.read(name, row, slice(start, stop))
 
     def add_epochs(self, epochs: Columns) -> None:
         """Append rows for epochs that the store does not have yet.

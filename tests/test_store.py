@@ -22,7 +22,7 @@ from daskcurv.storage import ResultsStore, open_results, schema
 N, BLOCK, CLASSES = 11, 4, 5
 LABELS = np.arange(N) % CLASSES
 IDENTITY = {
-    "estimator": {"h": 0.001, "n_probes": 10},
+    "estimator": {"method": "finite-difference", "h": 0.001, "n_probes": 10},
     "head": "all",
     "classes": {"order": [0, 1, 2, 3, 4], "initial": 2},
 }
@@ -196,6 +196,7 @@ def test_xarray_sees_dimensions_types_coordinates_and_fill_values(store):
 
     assert set(dataset.coords) == {
         "epoch", "task", "num_active_classes", "complete", "compute_seconds", "num_workers",
+            "method",
         "checkpoint", "checkpoint_sha256", "checkpoint_size", "checkpoint_mtime_ns",
         "sample", "label", "split", "class_position", "first_epoch_active",
     }  # fmt: skip
@@ -276,7 +277,7 @@ def test_a_store_is_not_created_over_something_else(tmp_path):
 
 def test_another_identity_is_refused_with_exactly_the_fields_that_differ(store):
     other = {
-        "estimator": {"h": 0.01, "n_probes": 10},
+        "estimator": {"method": "finite-difference", "h": 0.01, "n_probes": 10},
         "head": "all",
         "classes": {"order": [0, 1, 2, 4, 3]},
         "seed": 3,

@@ -8,11 +8,13 @@ from daskcurv.estimators.base import MEASURES, Estimator, Measures, SampleLoss
 from daskcurv.estimators.difference_propagation import DifferencePropagation
 from daskcurv.estimators.finite_difference import FiniteDifference
 from daskcurv.estimators.precision import true_float32
+from daskcurv.estimators.zeroth_order import ZerothOrder
 
 ESTIMATORS: dict[str, type[Estimator]] = {
     "auto": Auto,
     "difference-propagation": DifferencePropagation,
     "finite-difference": FiniteDifference,
+    "zeroth-order": ZerothOrder,
 }
 
 
@@ -25,5 +27,14 @@ def get_estimator(method: str) -> type[Estimator]:
         raise ConfigError(f"method is {method!r}; expected one of: {known}") from None
 
 
-__all__ = ["ESTIMATORS", "MEASURES", "Estimator", "Measures", "SampleLoss", "get_estimator"]
-__all__ += ["settle", "true_float32"]
+__all__ = [
+    "ESTIMATORS",
+    "MEASURES",
+    "Auto",
+    "Estimator",
+    "Measures",
+    "SampleLoss",
+    "get_estimator",
+    "settle",
+    "true_float32",
+]

@@ -48,6 +48,8 @@ class Auto:
         None before the first call.
     """
 
+    method = "auto"
+
     def __init__(self, model: nn.Module, loss: SampleLoss, config: EstimatorConfig):
         self._direct = FiniteDifference(model, loss, config)
         self._fast = DifferencePropagation(model, loss, config)

@@ -86,29 +86,36 @@ class SampleLoss:
 
     def _scaled(self, logits: Tensor) -> Tensor:
         if self.classes is not None:
-            logits = logits[:, self.classes.to(logits.device)]
+            logits = logits[:, self._classes_on(logits.device)]
         return logits.double() / self.temperature
 
     def _positions(self, labels: Tensor) -> Tensor:
         """Return where among `classes` the labels are."""
         if self.classes is None:
             return labels
-        return (labels[:, None] == self.classes.to(labels.device)).to(torch.int64).argmax(dim=1)
+        matches = labels[:, None] == self._classes_on(labels.device)
+        return matches.to(torch.int64).argmax(dim=1)
 
     def _spread(self, gradient: Tensor, logits: Tensor) -> Tensor:
         """Return `gradient` with zeros for the outputs that do not take part."""
         if self.classes is None:
             return gradient
         full = torch.zeros_like(logits, dtype=gradient.dtype)
-        full[:, self.classes.to(logits.device)] = gradient
+        full[:, self._classes_on(logits.device)] = gradient
         return full
 
     def predict(self, logits: Tensor) -> Tensor:
         """Return the output with the largest logit among `classes`, as a class index, (N,)."""
         if self.classes is None:
             return logits.argmax(dim=1)
-        classes = self.classes.to(logits.device)
+        classes = self._classes_on(logits.device)
         return classes[logits[:, classes].argmax(dim=1)]
+
+    def _classes_on(self, device: torch.device) -> Tensor:
+        assert self.classes is not None
+        if self.classes.device != device:
+            self.classes = self.classes.to(device)
+        return self.classes
 
 
 class ProbeMeans:
@@ -165,7 +172,14 @@ class Estimator(Protocol):
     compiling) is shared by all batches. The model is in eval mode, on the right device, and its
     parameters require no gradient; calls happen inside
     :func:`~daskcurv.estimators.precision.true_float32`.
+
+    Attributes
+    ----------
+    method : str
+        Name, and precision where there is a choice, as recorded with the results.
     """
+
+    method: str
 
     def __init__(self, model: nn.Module, loss: SampleLoss, config: EstimatorConfig) -> None: ...
 

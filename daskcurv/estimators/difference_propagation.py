@@ -62,6 +62,7 @@ class DifferencePropagation:
 
     def __init__(self, model: nn.Module, loss: SampleLoss, config: EstimatorConfig):
         self._model, self._loss, self._config = model, loss, config
+        self.method = f"difference-propagation, {config.precision}"
         self._network: Network | None = None
 
     def __call__(

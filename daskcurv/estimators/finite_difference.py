@@ -20,7 +20,6 @@ input gradient costs two forward passes' worth of arithmetic, and a sample 2 (n 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 
 from daskcurv.config import EstimatorConfig
 from daskcurv.estimators.base import Measures, ProbeMeans, SampleLoss
-from daskcurv.estimators.tracing import UnsupportedError, trace
+from daskcurv.estimators.tracing import folded
 from daskcurv.probes import draw_probe
 
 
@@ -43,11 +42,10 @@ class FiniteDifference:
     config : EstimatorConfig
     """
 
+    method = "finite-difference"
+
     def __init__(self, model: nn.Module, loss: SampleLoss, config: EstimatorConfig):
-        # A network that cannot be traced is used as it is; this only saves time.
-        with contextlib.suppress(UnsupportedError):
-            model = trace(model)
-        self._model = model
+        self._model = folded(model)
         self._loss = loss
         self._config = config
 

@@ -52,6 +52,14 @@ def trace(model: nn.Module) -> fx.GraphModule:
     return traced
 
 
+def folded(model: nn.Module) -> nn.Module:
+    """Return the network with batch normalisation folded, or as it is if it cannot be traced."""
+    try:
+        return trace(model)
+    except UnsupportedError:
+        return model
+
+
 def has_fixed_statistics(module: nn.Module) -> bool:
     """Return whether this is a batch normalisation that is affine in eval mode."""
     return isinstance(module, NORMS) and module.running_mean is not None

@@ -5,25 +5,29 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from daskcurv import dataset as data
 from daskcurv.checkpoints import discover, read_state_dict
 from daskcurv.classes import Schedule, class_order_of, held_out_split, read_class_order
+from daskcurv.clusters.local import visible_gpus
 from daskcurv.config import HEADS, EstimatorConfig, Identity, check_positive
 from daskcurv.errors import CheckpointError, ConfigError, DataError
-from daskcurv.estimators import get_estimator
+from daskcurv.estimators import get_estimator, settle
 from daskcurv.models import ModelSpec
 from daskcurv.probes import GENERATOR
+from daskcurv.storage import ResultsStore
 
 log = logging.getLogger(__name__)
 
 RESULTS = Path("results2/base_deep_learning_system")
 CLASS_ORDER_MISSING = "regenerated from experiment_index"
+PROPAGATION = "difference-propagation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +115,8 @@ class Inputs:
     class_order : ndarray of int64
     class_order_source : str
         Where the order comes from.
+    estimator : EstimatorConfig
+        What workers are to use; ``"auto"`` if they may fall back to direct finite differences.
     identity : dict
         The run's scientific configuration.
     """
@@ -120,6 +126,7 @@ class Inputs:
     model: ModelSpec
     class_order: NDArray[np.int64]
     class_order_source: str
+    estimator: EstimatorConfig
     identity: Identity
 
 
@@ -152,9 +159,31 @@ def gather(options: LaunchOptions) -> Inputs:
             f"{model.num_classes} outputs; data set and checkpoints do not belong together"
         )
     order, source = find_class_order(options, model.num_classes)
+    estimator = settled_estimator(options.estimator, options.store)
     return Inputs(
-        dataset, checkpoints, model, order, source, _identity(options, dataset, model, order)
+        dataset,
+        checkpoints,
+        model,
+        order,
+        source,
+        estimator,
+        _identity(options, dataset, model, order, estimator),
     )
+
+
+def settled_estimator(config: EstimatorConfig, store: Path) -> EstimatorConfig:
+    """Return the settings with a precision.
+
+    What is left to ``"auto"`` follows the store, if there is one, so that a run goes on as it
+    began; else this machine.
+    """
+    if store.exists():
+        stored = ResultsStore.open(store).identity["estimator"]
+        if config.method in ("auto", stored["method"]) and config.precision == "auto":
+            config = replace(config, precision=stored["precision"])
+        if config.method == "auto" and stored["method"] != PROPAGATION:
+            config = replace(config, method=stored["method"])
+    return settle(config, torch.device("cuda" if visible_gpus() else "cpu"))
 
 
 def _first_readable(paths: list[Path]) -> tuple[Path, ModelSpec]:
@@ -262,14 +291,15 @@ def find_class_order(options: LaunchOptions, num_classes: int) -> tuple[NDArray[
 
 
 def _identity(
-    options: LaunchOptions, dataset: data.Cifar, model: ModelSpec, order: NDArray[np.int64]
+    options: LaunchOptions,
+    dataset: data.Cifar,
+    model: ModelSpec,
+    order: NDArray[np.int64],
+    estimator: EstimatorConfig,
 ) -> Identity:
+    method = PROPAGATION if estimator.method == "auto" else estimator.method
     return {
-        "estimator": {
-            **options.estimator.to_dict(),
-            "precision": "float32",
-            "probes": GENERATOR,
-        },
+        "estimator": {**estimator.to_dict(), "method": method, "probes": GENERATOR},
         "head": options.head,
         "model": model.to_dict(),
         "dataset": {

@@ -11,6 +11,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,14 @@ from daskcurv.dataset import prepare
 from daskcurv.errors import CheckpointError, DaskcurvError, ExportError
 from daskcurv.pipeline.feed import Done, SetAside, Waiting, feed
 from daskcurv.pipeline.inputs import Inputs, LaunchOptions, gather, sample_columns
+from daskcurv.pipeline.more_probes import change_places, larger_store, recover, smaller_store
 from daskcurv.pipeline.plan import Plan, active_samples
 from daskcurv.pipeline.progress import Progress
 from daskcurv.pipeline.task import BlockReport, BlockTask, RunContext, score_block
 from daskcurv.storage import ResultsStore, export_epoch, launcher_lock, schema
 from daskcurv.storage.export import is_exported
 from daskcurv.storage.lock import beside
+from daskcurv.storage.schema import DEFAULT_BLOCK_SIZE
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +63,22 @@ def launch(options: LaunchOptions) -> int:
     if options.dry_run:
         return _dry_run(options, inputs)
     with launcher_lock(options.store):
-        return _run(options, inputs)
+        recover(options.store)
+        base = smaller_store(options.store, inputs.identity)
+        if base is None:
+            return _run(options, inputs)
+        path = larger_store(base, options.estimator.n_probes, inputs.checkpoints)
+        failed = _run(replace(options, store=path), inputs, base)
+        if not failed:
+            change_places(options.store, path)
+        return failed
 
 
 def _dry_run(options: LaunchOptions, inputs: Inputs) -> int:
+    if base := smaller_store(options.store, inputs.identity):
+        options = replace(
+            options, store=larger_store(base, options.estimator.n_probes, inputs.checkpoints)
+        )
     store = _open_existing(options, inputs)
     checkpoints = _check_weights(inputs, store)
     plan = _plan(options, inputs, checkpoints, store)
@@ -72,24 +87,29 @@ def _dry_run(options: LaunchOptions, inputs: Inputs) -> int:
     return 0
 
 
-def _run(options: LaunchOptions, inputs: Inputs) -> int:
-    store, checkpoints = _ready_store(options, inputs)
+def _run(options: LaunchOptions, inputs: Inputs, base: ResultsStore | None = None) -> int:
+    """Fill a store; `base` is one from which it takes the probes that are there."""
+    store, checkpoints = _ready_store(options, inputs, base)
     plan = _plan(options, inputs, checkpoints, store)
     log.info("store %s: %s", store.path, plan.summary())
     epochs = [checkpoint.epoch for checkpoint in checkpoints]
-    unexported = _unexported(options, store, epochs)
+    unexported = _unexported(options, store, epochs, base)
     run = _Run(options, store, plan)
     run.finish_epochs(epochs, export=unexported)
     if plan.missing.any():
         context = RunContext(
             store=store.path.absolute(),
-            prepared=prepare(inputs.dataset, beside(options.store, ".inputs")),
-            estimator=options.estimator,
+            prepared=prepare(
+                inputs.dataset, beside(base.path if base else options.store, ".inputs")
+            ),
+            estimator=inputs.estimator,
             head=options.head,
             model=inputs.model,
             schedule=options.schedule,
             class_order=tuple(inputs.class_order.tolist()),
             batch_size=options.batch_size,
+            base=base.path.absolute() if base else None,
+            base_probes=base.identity["estimator"]["n_probes"] if base else 0,
         )
         run.compute(context)
     return run.conclude()
@@ -110,6 +130,7 @@ class _Run:
         self._computed = 0
         self._seconds = dict(enumerate(store.read("compute_seconds").tolist()))
         self._sharers = dict(enumerate(store.read("num_workers").tolist()))
+        self._methods = [{*text.split("; ")} - {""} for text in map(str, store.read("method"))]
         self._workers: defaultdict[int, set[str]] = defaultdict(set)
         self._unaccounted: set[int] = set()
         self._accounted = time.monotonic()
@@ -162,6 +183,7 @@ class _Run:
         self._computed += 1
         self._seconds[task.row] += report.seconds
         self._workers[task.row].add(report.worker)
+        self._methods[task.row] |= {report.method} - {""}
         self._unaccounted.add(task.row)
         log.debug("%s %s", task, report)
 
@@ -170,7 +192,10 @@ class _Run:
         for row in sorted(self._unaccounted):
             self._sharers[row] = max(self._sharers[row], len(self._workers[row]))
             self._store.set_epoch(
-                row, compute_seconds=self._seconds[row], num_workers=self._sharers[row]
+                row,
+                compute_seconds=self._seconds[row],
+                num_workers=self._sharers[row],
+                method="; ".join(sorted(self._methods[row])),
             )
         self._unaccounted.clear()
         self._accounted = time.monotonic()
@@ -206,17 +231,21 @@ class _Run:
         return len(self._set_aside)
 
 
-def _ready_store(options: LaunchOptions, inputs: Inputs) -> tuple[ResultsStore, list[Checkpoint]]:
+def _ready_store(
+    options: LaunchOptions, inputs: Inputs, base: ResultsStore | None
+) -> tuple[ResultsStore, list[Checkpoint]]:
     """Check the weights, and create the store or add to it what it lacks."""
     store = _open_existing(options, inputs)
-    checkpoints = _check_weights(inputs, store)
+    checkpoints = _check_weights(inputs, store or base)
+    if base is not None:
+        _note_changed_checkpoints(base, checkpoints)
     if store is None:
         store = ResultsStore.create(
             options.store,
             identity=inputs.identity,
             samples=sample_columns(inputs, options),
             epochs=_epoch_columns(checkpoints, inputs, options),
-            block_size=options.block_size or schema.DEFAULT_BLOCK_SIZE,
+            block_size=base.block_size if base else options.block_size or DEFAULT_BLOCK_SIZE,
             attrs={
                 "title": "curvature of the loss around training samples",
                 "daskcurv_version": daskcurv.__version__,
@@ -310,7 +339,7 @@ def _plan(
 ) -> Plan:
     """Plan the work; epochs that the store lacks are planned as if it had them."""
     num_samples = len(inputs.dataset)
-    block_size = store.block_size if store else options.block_size or schema.DEFAULT_BLOCK_SIZE
+    block_size = store.block_size if store else options.block_size or DEFAULT_BLOCK_SIZE
     block_size = min(block_size, num_samples)
     rows = dict(store.rows) if store else {}
     for checkpoint in checkpoints:
@@ -323,7 +352,9 @@ def _plan(
     return Plan(checkpoints, rows, done, active_samples(first_active, epochs, block_size))
 
 
-def _unexported(options: LaunchOptions, store: ResultsStore, epochs: list[int]) -> list[int]:
+def _unexported(
+    options: LaunchOptions, store: ResultsStore, epochs: list[int], base: ResultsStore | None
+) -> list[int]:
     """Return the epochs without an export, before hours are spent on one that cannot be made."""
     if not options.export:
         return []
@@ -335,4 +366,4 @@ def _unexported(options: LaunchOptions, store: ResultsStore, epochs: list[int]) 
             f"cannot export to {out}: {error.strerror}; choose another --save_base_dir, or add "
             "--no_export"
         ) from error
-    return [epoch for epoch in epochs if not is_exported(store, out, epoch)]
+    return [epoch for epoch in epochs if not is_exported(store, out, epoch, supersedes=base)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,9 @@ class Plan:
 
     def tasks(self) -> Iterator[BlockTask]:
         """Yield the blocks to compute, epoch by epoch, so that workers share a checkpoint."""
-        for index, checkpoint in enumerate(self.checkpoints):
+        todo = np.flatnonzero(self.missing.any(axis=1)).tolist()
+        for index, following in zip_longest(todo, todo[1:]):
+            checkpoint = self.checkpoints[index]
             for block in np.flatnonzero(self.missing[index]).tolist():
                 yield BlockTask(
                     epoch=checkpoint.epoch,
@@ -52,6 +55,7 @@ class Plan:
                     checkpoint=checkpoint.path,
                     sha256=checkpoint.sha256,
                     samples=int(self.samples[index, block]),
+                    following=None if following is None else self.checkpoints[following].path,
                 )
 
     def summary(self) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from daskcurv.checkpoints import check_weights, read_state_dict
 from daskcurv.classes import Schedule
 from daskcurv.config import EstimatorConfig
 from daskcurv.dataset import normalise, open_prepared
 from daskcurv.errors import CheckpointError
+from daskcurv.estimators.auto import CHECK_SAMPLES
 from daskcurv.models import ModelSpec
 from daskcurv.scoring import SampleScores, Scorer
 from daskcurv.storage import schema
@@ -45,6 +48,9 @@ class RunContext:
     schedule : Schedule
     class_order : tuple of int
     batch_size : int or None
+    base : Path, optional
+        Store with the same blocks from the first `base_probes` probes, which only lack the others.
+    base_probes : int
     """
 
     store: Path
@@ -55,6 +61,8 @@ class RunContext:
     schedule: Schedule
     class_order: tuple[int, ...]
     batch_size: int | None = None
+    base: Path | None = None
+    base_probes: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,8 @@ class BlockTask:
         Digest that the checkpoint had when the run was planned.
     samples : int
         Active samples in the block.
+    following : Path, optional
+        Checkpoint of the next epoch, to be read while this block is computed.
     """
 
     epoch: int
@@ -80,6 +90,7 @@ class BlockTask:
     checkpoint: Path
     sha256: str
     samples: int
+    following: Path | None = None
 
     def __str__(self) -> str:
         return f"epoch {self.epoch} block {self.block}"
@@ -102,6 +113,8 @@ class BlockReport:
     device : str
     batch_size : int
         Samples per micro-batch at the end of the block.
+    method : str
+        How it was computed; empty if nothing had to be.
     """
 
     computed: bool
@@ -110,6 +123,7 @@ class BlockReport:
     worker: str
     device: str
     batch_size: int
+    method: str = ""
 
 
 class Worker:
@@ -123,6 +137,9 @@ class Worker:
         torch.set_num_threads(1)
         self._store = ResultsStore.open(context.store)
         self._images, self._labels = open_prepared(context.prepared)
+        self._base = ResultsStore.open(context.base) if context.base else None
+        self._reader = ThreadPoolExecutor(1)
+        self._ahead: tuple[Path, Future[tuple[dict[str, Tensor], str]]] | None = None
         self._scorer: Scorer | None = None
         self._scorer_of: tuple[int, str] | None = None
 
@@ -145,6 +162,7 @@ class Worker:
             worker=f"{socket.gethostname()}:{os.getpid()}",
             device=_device_name(self.device),
             batch_size=self._scorer.batch_size if self._scorer else 0,
+            method=self._scorer.method if computed and self._scorer else "",
         )
 
     def _score(self, task: BlockTask) -> dict[str, NDArray[Any]]:
@@ -157,17 +175,37 @@ class Worker:
             return _block_values(active, None)
         ids = start + np.flatnonzero(active)
         scorer = self._scorer_for(task, active_classes)
-        scores = scorer.score(
+        base = self._base_values(task)
+        n_probes = context.estimator.n_probes
+        probes = range(context.base_probes if base else 0, n_probes)
+        values = _block_values(active, scorer.score(*self._inputs(ids), probes))
+        if base:
+            for name in schema.PROBE_MEANS:
+                before, added = base[name].astype(np.float64), values[name].astype(np.float64)
+                merged = before * context.base_probes + added * len(probes)
+                values[name] = merged / n_probes
+        return values
+
+    def _inputs(self, ids: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+        return (
             normalise(self._images[ids]),
             torch.from_numpy(self._labels[ids]),
             torch.from_numpy(ids),
         )
-        return _block_values(active, scores)
+
+    def _base_values(self, task: BlockTask) -> dict[str, NDArray[Any]]:
+        """Return what the first probes of a block gave, or nothing if they are to be computed."""
+        if self._base is None or task.epoch not in self._base.rows:
+            return {}
+        row = self._base.rows[task.epoch]
+        if not self._base.is_done(row, task.block):
+            return {}
+        return {name: self._base.read_block(name, row, task.block) for name in schema.PROBE_MEANS}
 
     def _scorer_for(self, task: BlockTask, active_classes: tuple[int, ...]) -> Scorer:
         if self._scorer is None or self._scorer_of != (task.epoch, task.sha256):
             context = self.context
-            state_dict, sha256 = read_state_dict(task.checkpoint)
+            state_dict, sha256 = self._read(task.checkpoint)
             if sha256 != task.sha256:
                 raise CheckpointError(
                     f"checkpoint {task.checkpoint} changed while the run was going on; launch "
@@ -185,8 +223,19 @@ class Worker:
                 device=self.device,
                 batch_size=batch_size,
             )
+            # The same samples for every worker and block, so that all choose the same method.
+            first = np.flatnonzero(np.isin(self._labels, active_classes))[:CHECK_SAMPLES]
+            self._scorer.choose_method(*self._inputs(first))
             self._scorer_of = task.epoch, task.sha256
+        if task.following and (self._ahead is None or self._ahead[0] != task.following):
+            self._ahead = task.following, self._reader.submit(read_state_dict, task.following)
         return self._scorer
+
+    def _read(self, checkpoint: Path) -> tuple[dict[str, Tensor], str]:
+        ahead, self._ahead = self._ahead, None
+        if ahead and ahead[0] == checkpoint:
+            return ahead[1].result()
+        return read_state_dict(checkpoint)
 
 
 def _block_values(

@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -100,6 +100,11 @@ def _parser() -> argparse.ArgumentParser:
             "print which classes are active when, and check the class order",
         )
     )
+    _add_doctor(
+        _verb(
+            verbs, "doctor", _doctor, "check this machine and the inputs, and measure the methods"
+        )
+    )
     return parser
 
 
@@ -133,6 +138,22 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     _option(what, "step", int, "epochs between two that are computed")
     _flag(what, "skip_missing", "go on without epochs that have no checkpoint")
 
+    _add_inputs(parser)
+    _add_estimator(parser)
+
+    outputs = parser.add_argument_group("outputs")
+    _option(outputs, "store", Path, "results store (Zarr)")
+    _option(outputs, "save_base_dir", Path, "finished epochs are exported here as npy files")
+    _flag(outputs, "no_export", "do not export")
+
+    run = parser.add_argument_group("running")
+    _option(run, "workers", int, "worker processes (default: one per GPU, else one per core)")
+    _option(run, "batch_size", int, "samples per forward pass (default: 512 on a GPU, else 32)")
+    _option(run, "block_size", int, "samples per block of a new store (default: 5000)")
+    _flag(run, "dry_run", "check the inputs and say what would be computed")
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
     inputs = parser.add_argument_group("inputs")
     _option(inputs, "data_path", Path, "directory in CIFAR-100's python format")
     _flag(inputs, "download", "fetch CIFAR-100 if data_path does not have it")
@@ -140,6 +161,8 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     _add_schedule(inputs)
     _option(inputs, "validation_per_class", int, "first samples of each class that were held out")
 
+
+def _add_estimator(parser: argparse.ArgumentParser) -> None:
     estimator = parser.add_argument_group("estimator")
     config = _DEFAULTS.estimator
     _option(
@@ -166,16 +189,15 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     _option(estimator, "seed", int, "seed of the random directions", config)
     _option(estimator, "head", str, "outputs that enter the loss", choices=HEADS)
 
-    outputs = parser.add_argument_group("outputs")
-    _option(outputs, "store", Path, "results store (Zarr)")
-    _option(outputs, "save_base_dir", Path, "finished epochs are exported here as npy files")
-    _flag(outputs, "no_export", "do not export")
 
-    run = parser.add_argument_group("running")
-    _option(run, "workers", int, "worker processes (default: one per GPU, else one per core)")
-    _option(run, "batch_size", int, "samples per forward pass (default: 512 on a GPU, else 32)")
-    _option(run, "block_size", int, "samples per block of a new store (default: 5000)")
-    _flag(run, "dry_run", "check the inputs and say what would be computed")
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    _add_inputs(parser)
+    _add_estimator(parser)
+    run = parser.add_argument_group("the run in question")
+    _option(run, "epochs", str, "comma-separated epochs (default: all)")
+    _option(run, "store", Path, "results store (Zarr)")
+    _option(run, "workers", int, "worker processes")
+    _option(run, "batch_size", int, "samples per forward pass")
 
 
 def _add_model_dir(parser: Any) -> None:
@@ -309,3 +331,11 @@ def _verify(args: argparse.Namespace) -> int:
     from daskcurv.pipeline.partitioning import verify_class_partitioning
 
     return 0 if verify_class_partitioning(_options(args), args.num_classes) else 1
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from daskcurv.doctor import examine
+
+    options = replace(_options(args), epochs=vars(args).get("epochs", "all"))
+    named = bool({"data_path", "model_dir"} & vars(args).keys())
+    return 0 if examine(options, named) else 1

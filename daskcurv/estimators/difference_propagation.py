@@ -34,6 +34,7 @@ from daskcurv.estimators.base import Measures, ProbeMeans, SampleLoss
 from daskcurv.estimators.kernels import KERNELS, dense
 from daskcurv.estimators.network import Network
 from daskcurv.estimators.precision import tensor_float32
+from daskcurv.estimators.tracing import some
 from daskcurv.probes import draw_probe
 
 # On a CPU, several probes of a small batch go through the network together, which shares the cost
@@ -74,16 +75,16 @@ class DifferencePropagation:
         dtype = difference_dtype(self._config.precision, images.dtype)
         with torch.no_grad():
             if self._network is None:
-                self._network = Network(self._model, _two(images), h, dtype, KERNELS)
+                self._network = Network(self._model, some(images), h, dtype, KERNELS)
             network = self._network
             logits = network.clean(dense(images))
             losses, slope = self._loss.with_gradient(logits, labels)
             clean = network.clean_gradient(slope.to(images.dtype))
             means = ProbeMeans(len(images), h, images.device)
             with tensor_float32(self._config.precision == "tf32"):
-                for some in _split(probes, _most_together(images, dtype)):
+                for part in _split(probes, _most_together(images, dtype)):
                     probe = torch.cat(
-                        [draw_probe(sample_ids, k, images.shape[1:], seed) for k in some]
+                        [draw_probe(sample_ids, k, images.shape[1:], seed) for k in part]
                     )
                     delta = network.forward(dense(probe.to(dtype)))
                     rise = self._loss.gradient_difference(logits, delta, h)
@@ -108,10 +109,6 @@ def _split(probes: Sequence[int], most: int) -> list[Sequence[int]]:
     parts = -(-len(probes) // most)
     cuts = [round(part * len(probes) / parts) for part in range(parts + 1)]
     return [probes[start:stop] for start, stop in pairwise(cuts)]
-
-
-def _two(images: Tensor) -> Tensor:
-    return images[:2] if len(images) > 1 else images.repeat(2, *[1] * (images.ndim - 1))
 
 
 def difference_dtype(precision: str, clean: torch.dtype) -> torch.dtype:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from daskcurv.config import EstimatorConfig
 from daskcurv.estimators.base import Measures, ProbeMeans, SampleLoss
-from daskcurv.estimators.tracing import folded
+from daskcurv.estimators.tracing import folded, some
 from daskcurv.probes import draw_probe
 
 
@@ -45,7 +45,8 @@ class FiniteDifference:
     method = "finite-difference"
 
     def __init__(self, model: nn.Module, loss: SampleLoss, config: EstimatorConfig):
-        self._model = folded(model)
+        self._model = model
+        self._folded: nn.Module | None = None
         self._loss = loss
         self._config = config
 
@@ -53,12 +54,15 @@ class FiniteDifference:
         self, images: Tensor, labels: Tensor, sample_ids: Tensor, probes: Sequence[int]
     ) -> Measures:
         """Return the measures of a batch; shapes as in :class:`~.base.Estimator`."""
+        if self._folded is None:
+            self._folded = folded(self._model, some(images))
         h, seed = self._config.h, self._config.seed
-        clean, losses, logits = self._input_gradient(images, labels)
+        network = self._folded
+        clean, losses, logits = self._input_gradient(network, images, labels)
         means = ProbeMeans(len(images), h, images.device)
         for k in probes:
             probe = draw_probe(sample_ids, k, images.shape[1:], seed).to(images.dtype)
-            shifted, _, _ = self._input_gradient(images + h * probe, labels)
+            shifted, _, _ = self._input_gradient(network, images + h * probe, labels)
             means.add((shifted - clean).double(), probe)
         return {
             **means.means(),
@@ -67,9 +71,11 @@ class FiniteDifference:
             "prediction": self._loss.predict(logits),
         }
 
-    def _input_gradient(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _input_gradient(
+        self, network: nn.Module, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         inputs = images.detach().requires_grad_(True)
-        logits = self._model(inputs)
+        logits = network(inputs)
         losses = self._loss(logits, labels)
         (gradient,) = torch.autograd.grad(losses.sum(), inputs)
         return gradient, losses.detach(), logits.detach()

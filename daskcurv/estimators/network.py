@@ -149,7 +149,7 @@ class _Builder:
     ):
         self.steps: list[_Step] = []
         self._h, self._dtype, self._kernels = h, dtype, kernels
-        traced = trace(model)
+        traced = trace(model, example)
         # Leaves the values of all nodes: shapes, and what does not depend on the input.
         run = fx.Interpreter(traced, garbage_collect_values=False)
         with torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from daskcurv.errors import ConfigError
@@ -12,12 +13,14 @@ from daskcurv.errors import ConfigError
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
+_TOLERANCE = 0.01
+
 
 class UnsupportedError(ConfigError):
     """A network cannot be taken apart as a method needs; the text names the module."""
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
+def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
     """Return the graph of a network in eval mode, batch normalisation folded into convolutions.
 
     The model is left as it is; modules that did not change are shared with it.
@@ -25,17 +28,51 @@ def trace(model: nn.Module) -> fx.GraphModule:
     Parameters
     ----------
     model : nn.Module
+    example : Tensor, shape (N, *input)
+        Some samples, by which the graph is checked against the network.
 
     Raises
     ------
     UnsupportedError
-        If the network does something that depends on the values of its input.
+        If the network does something that depends on the values of its input, or that a graph does
+        not record, such as gradients of its own making.
     """
+    name = type(model).__name__
     try:
         traced = fx.symbolic_trace(model)
+        _fold(traced)
+        agrees = _same_function(model, traced, example)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         # The model's own code can fail in any way when handed something else than a tensor.
-        raise UnsupportedError(f"{type(model).__name__} cannot be traced: {error}") from error
+        raise UnsupportedError(f"{name} cannot be traced: {error}") from error
+    if not agrees:
+        raise UnsupportedError(f"{name} cannot be traced: its graph has other gradients")
+    return traced
+
+
+def some(images: Tensor) -> Tensor:
+    """Return two samples to trace with; one would hide what mixes samples."""
+    return images[:2] if len(images) > 1 else images.repeat(2, *[1] * (images.ndim - 1))
+
+
+def _same_function(model: nn.Module, traced: nn.Module, example: Tensor) -> bool:
+    """Return whether values and gradients agree, but for rounding and what hangs on it."""
+    results = []
+    for network in (model, traced):
+        point = example.detach().requires_grad_(True)
+        with torch.enable_grad():
+            output = network(point)
+        weights = torch.arange(output.numel(), device=output.device).sin().view_as(output)
+        results.append((output.detach(), *torch.autograd.grad(output, point, weights)))
+    return all(
+        bool((theirs - ours).norm() <= _TOLERANCE * theirs.norm())
+        for theirs, ours in zip(*results, strict=True)
+    )
+
+
+def _fold(traced: fx.GraphModule) -> None:
     modules: dict[str, Any] = dict(traced.named_modules())
     for node in traced.graph.nodes:
         users = list(node.users)
@@ -49,13 +86,12 @@ def trace(model: nn.Module) -> fx.GraphModule:
             users[0].replace_all_uses_with(node)
             traced.graph.erase_node(users[0])
     traced.recompile()
-    return traced
 
 
-def folded(model: nn.Module) -> nn.Module:
+def folded(model: nn.Module, example: Tensor) -> nn.Module:
     """Return the network with batch normalisation folded, or as it is if it cannot be traced."""
     try:
-        return trace(model)
+        return trace(model, example)
     except UnsupportedError:
         return model
 

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from daskcurv.config import EstimatorConfig
 from daskcurv.estimators.base import Measures, SampleLoss
-from daskcurv.estimators.tracing import folded
+from daskcurv.estimators.tracing import folded, some
 from daskcurv.probes import draw_probe
 
 
@@ -51,15 +51,19 @@ class ZerothOrder:
     method = "zeroth-order"
 
     def __init__(self, model: nn.Module, loss: SampleLoss, config: EstimatorConfig):
-        self._model, self._loss, self._config = folded(model), loss, config
+        self._model, self._loss, self._config = model, loss, config
+        self._folded: nn.Module | None = None
 
     def __call__(
         self, images: Tensor, labels: Tensor, sample_ids: Tensor, probes: Sequence[int]
     ) -> Measures:
         """Return the measures of a batch; shapes as in :class:`~.base.Estimator`."""
         h, seed, shape = self._config.h, self._config.seed, images.shape[1:]
+        if self._folded is None:
+            self._folded = folded(self._model, some(images))
+        network = self._folded
         with torch.no_grad():
-            logits = self._model(images)
+            logits = network(images)
             losses = self._loss(logits, labels)
             total, square = torch.zeros_like(losses), torch.zeros_like(losses)
             for k in probes[::2]:
@@ -68,7 +72,7 @@ class ZerothOrder:
                 )
                 change = torch.zeros_like(losses)
                 for sign, step in ((1, v + u), (-1, v - u), (-1, u - v), (1, -v - u)):
-                    change += sign * self._loss(self._model(images + step), labels)
+                    change += sign * self._loss(network(images + step), labels)
                 value = change / (4 * h)
                 total += value.abs()
                 square += value.square()

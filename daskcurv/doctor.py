@@ -1,0 +1,241 @@
+"""Whether this machine is fit for a run, and its numbers right.
+
+Everything a run would need is looked at and reported on one line each: ``ok``, ``note`` (worth
+knowing, a run is possible) or ``FAIL`` (a run is not). With inputs, every method's error against
+float64 and speed are measured on some of their samples.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import shutil
+import subprocess
+from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from daskcurv.checkpoints import check_all, read_state_dict
+from daskcurv.clusters.local import available_cores, visible_gpus
+from daskcurv.comparison import compare
+from daskcurv.dataset import normalise
+from daskcurv.errors import DaskcurvError
+from daskcurv.estimators.auto import has_fast_bfloat16
+from daskcurv.estimators.kernels import KERNELS
+from daskcurv.pipeline.inputs import Inputs, LaunchOptions, gather, sample_columns
+from daskcurv.pipeline.plan import active_samples
+from daskcurv.storage import schema
+
+log = logging.getLogger(__name__)
+
+_PACKAGES = ("daskcurv", "torch", "torchvision", "dask", "distributed", "zarr", "xarray", "numpy")
+_SLURM = ("sbatch", "squeue", "scancel", "srun")
+_FILES_READ = 25
+_SAMPLES = 8
+_EXPORTED_BYTES = 4 + 4 + 8
+
+
+class _Report:
+    """Prints findings as they come; remembers whether any of them is fatal."""
+
+    def __init__(self) -> None:
+        self.failed = False
+
+    def section(self, title: str) -> None:
+        print(f"\n{title}")
+
+    def ok(self, text: str) -> None:
+        print(f"  ok    {text}")
+
+    def note(self, text: str) -> None:
+        print(f"  note  {text}")
+
+    def fail(self, text: str) -> None:
+        self.failed = True
+        print(f"  FAIL  {text}")
+
+
+def examine(options: LaunchOptions, inputs_named: bool) -> bool:
+    """Print the report.
+
+    Parameters
+    ----------
+    options : LaunchOptions
+        The run in question.
+    inputs_named : bool
+        Whether the inputs were named, so that their absence is a failure.
+
+    Returns
+    -------
+    bool
+        Whether a run is possible.
+    """
+    report = _Report()
+    _software(report)
+    device = _devices(report)
+    _cluster(report)
+    inputs = _inputs(report, options, inputs_named)
+    _disk(report, options, inputs)
+    if inputs is not None:
+        _methods(report, options, inputs, device)
+    print(f"\n{'a run is not possible: see FAIL above' if report.failed else 'ready for a run'}")
+    return not report.failed
+
+
+def _software(report: _Report) -> None:
+    report.section("software")
+    report.ok(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
+    for name in _PACKAGES:
+        try:
+            report.ok(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            report.fail(f"{name} is not installed; install daskcurv again")
+    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler:
+        report.ok(f"C++ compiler {compiler}, for fused kernels on CPUs")
+    else:
+        report.note("no C++ compiler: on CPUs, difference propagation takes about twice as long")
+
+
+def _devices(report: _Report) -> torch.device:
+    report.section("devices")
+    gpus = visible_gpus()
+    if torch.version.cuda and gpus:
+        report.ok(f"PyTorch for CUDA {torch.version.cuda}, driver {_driver()}")
+        for index in range(len(gpus)):
+            properties = torch.cuda.get_device_properties(index)
+            memory = properties.total_memory / 2**30
+            report.ok(f"GPU {gpus[index]}: {properties.name}, {memory:.0f} GiB")
+        convolutions = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+        if convolutions != "ieee":
+            report.note(
+                "convolutions in float32 use TF32 by default here (daskcurv does not let them; "
+                "see the errors below for what that does to other scripts)"
+            )
+        device = torch.device("cuda")
+    else:
+        report.note(f"no GPU is visible (PyTorch for CUDA {torch.version.cuda}): CPUs would do it")
+        device = torch.device("cpu")
+    report.ok(f"{available_cores()} CPU cores")
+    if has_fast_bfloat16(device):
+        report.ok(f"fast bfloat16 on this {device.type}")
+    else:
+        report.note(f"no fast bfloat16 on this {device.type}: differences would be float32")
+    return device
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return output.stdout.split("\n")[0].strip()
+
+
+def _cluster(report: _Report) -> None:
+    report.section("cluster")
+    found = [name for name in _SLURM if shutil.which(name)]
+    if not found:
+        report.note("no SLURM commands: runs are local")
+    elif len(found) < len(_SLURM):
+        report.note(f"of SLURM's commands only {', '.join(found)} are here")
+    else:
+        report.ok("SLURM commands found")
+    try:
+        from distributed.security import Security
+
+        Security.temporary()
+        report.ok("TLS between processes, with temporary credentials")
+    except ImportError as error:
+        report.fail(f"no TLS between processes: {error}; install the package cryptography")
+
+
+def _inputs(report: _Report, options: LaunchOptions, named: bool) -> Inputs | None:
+    report.section("inputs")
+    if not named and not options.model_dir.exists() and not options.data_path.exists():
+        report.note(
+            f"none at {options.model_dir} and {options.data_path}; name some with --model_dir and "
+            "--data_path to have them looked at, and errors and speed measured"
+        )
+        return None
+    try:
+        inputs = gather(options)
+        some = _spread(list(inputs.checkpoints), _FILES_READ)
+        check_all({epoch: inputs.checkpoints[epoch] for epoch in some}, inputs.model, {})
+    except DaskcurvError as error:
+        report.fail(str(error))
+        return None
+    report.ok(f"data: {options.data_path}, {len(inputs.dataset):,} samples")
+    report.ok(f"class order: {inputs.class_order_source}")
+    report.ok(f"weights: {len(inputs.checkpoints)} epochs, of which {len(some)} were read through")
+    return inputs
+
+
+def _spread(items: list[int], most: int) -> list[int]:
+    """Return at most `most` of `items`, evenly spread, the first and last among them."""
+    places = np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))
+    return [items[place] for place in places]
+
+
+def _disk(report: _Report, options: LaunchOptions, inputs: Inputs | None) -> None:
+    report.section("disk")
+    place = _existing(options.store.absolute())
+    free = shutil.disk_usage(place).free
+    if inputs is None:
+        report.ok(f"{free / 2**30:.1f} GiB free at {place}")
+        return
+    per_sample = sum(np.dtype(v.dtype).itemsize for v in (*schema.MEASURES, schema.STATUS))
+    per_sample += _EXPORTED_BYTES if options.export else 0
+    needed = len(inputs.checkpoints) * len(inputs.dataset) * per_sample
+    text = f"{needed / 2**30:.2f} GiB at most needed for {options.store}, {free / 2**30:.1f} free"
+    if needed > free:
+        report.fail(f"{text}; choose another --store")
+    else:
+        report.ok(text)
+
+
+def _existing(path: Path) -> Path:
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def _methods(report: _Report, options: LaunchOptions, inputs: Inputs, device: torch.device) -> None:
+    epoch = max(inputs.checkpoints)
+    config = options.estimator
+    model = inputs.model.build()
+    model.load_state_dict(read_state_dict(inputs.checkpoints[epoch])[0])
+    num_active = options.schedule.num_active(epoch, len(inputs.class_order))
+    active = np.isin(inputs.dataset.labels, inputs.class_order[:num_active])
+    ids = np.array(_spread(np.flatnonzero(active).tolist(), _SAMPLES))
+    report.section(
+        f"methods: {len(ids)} samples at epoch {epoch}, h = {config.h:g}, {config.n_probes} probes"
+    )
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # as in a worker
+    KERNELS.compile()
+    rows = compare(
+        model.eval(),
+        normalise(inputs.dataset.images[ids]),
+        torch.from_numpy(inputs.dataset.labels[ids]),
+        torch.from_numpy(ids),
+        config,
+        device=device,
+        batch_size=options.batch_size,
+    )
+    workers = options.workers or len(visible_gpus()) or available_cores()
+    epochs = list(inputs.checkpoints)
+    first_active = np.asarray(sample_columns(inputs, options)["first_epoch_active"], np.int64)
+    total = int(active_samples(first_active, epochs, schema.DEFAULT_BLOCK_SIZE).sum())
+    print(f"        {'error of curvature':>53}  {'samples/s':>9}  {f'{workers} workers':>16}")
+    print(
+        f"        {'method':<36}{'median':>8}{'worst':>9}  {'1 worker':>9}  {'for all epochs':>16}"
+    )
+    for row in rows:
+        speed = f"{'':>9}  {'':>16}"
+        if row.samples_per_second > 0:
+            left = timedelta(seconds=round(total / (row.samples_per_second * workers)))
+            speed = f"{row.samples_per_second:>9.1f}  {left!s:>16}"
+        print(f"        {row.name:<36}{row.median_error:>8.0e}{row.worst_error:>9.0e}  {speed}")

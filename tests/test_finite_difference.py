@@ -1,4 +1,4 @@
-"""The measures are what their definitions say, at the accuracy float32 is relied on for.
+"""The measures of direct finite differences are what their definitions say, at the accuracy float32 is relied on for.
 
 Three oracles, none of which uses the estimator's code: the definitions evaluated in float64 for
 each sample alone, with a loss written out from the logits (`referee`); exact Hessian-vector
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -25,6 +26,8 @@ from daskcurv.models import ModelSpec
 from tests.builders import TINY, make_model, write_cifar
 
 MEASURES = ("curvature", "curvature_sq", "directional_eig", "loss", "grad_norm")
+
+score = partial(score_samples, method="finite-difference")
 
 
 def referee(
@@ -105,7 +108,7 @@ def full_size_errors(pictures):
         F.cross_entropy(model(images[:32]), labels[:32]).backward()
         optimiser.step()
     images, labels = images[26:38], labels[26:38]
-    scores = score_samples(model, images, labels)
+    scores = score(model, images, labels)
     expected = referee(model, images, labels)
     np.testing.assert_array_equal(scores.prediction, expected["prediction"])
     # The comparison is to cover samples that the network is sure of and ones it gets wrong.
@@ -160,7 +163,7 @@ def test_float64_agrees_with_the_definitions(pictures, spec, settings):
     chosen = torch.isin(labels, allowed).nonzero().flatten()[:5]
     images, labels = images[chosen].double(), labels[chosen]
     model = make_model(spec)
-    scores = score_samples(model, images, labels, sample_ids=chosen, **{"n_probes": 3, **settings})
+    scores = score(model, images, labels, sample_ids=chosen, **{"n_probes": 3, **settings})
     expected = referee(model, images, labels, ids=chosen.tolist(), **{"n_probes": 3, **settings})
     np.testing.assert_array_equal(scores.prediction, expected["prediction"])
     errors = relative_errors(scores, expected, settings.get("h", 1e-3), images[0].numel())
@@ -174,14 +177,14 @@ def test_with_an_active_head_the_other_outputs_do_not_matter(pictures):
     chosen = torch.isin(labels, torch.tensor(classes))
     images, labels = images[chosen], labels[chosen]
     model = make_model()
-    scores = score_samples(model, images, labels, n_probes=2, classes=classes)
+    scores = score(model, images, labels, n_probes=2, classes=classes)
     with torch.no_grad():
         model.get_parameter("fc.bias")[[0, 1, 3, 4, 6, 8, 9]] += 100
-    changed = score_samples(model, images, labels, n_probes=2, classes=classes)
+    changed = score(model, images, labels, n_probes=2, classes=classes)
     for name in (*MEASURES, "prediction"):
         np.testing.assert_array_equal(getattr(changed, name), getattr(scores, name))
     assert set(scores.prediction) <= set(classes)
-    assert not set(score_samples(model, images, labels, n_probes=1).prediction) & set(classes)
+    assert not set(score(model, images, labels, n_probes=1).prediction) & set(classes)
 
 
 def softplus_network() -> nn.Module:
@@ -218,7 +221,7 @@ def test_curvature_of_a_smooth_network_is_the_norm_of_exact_hessian_products(pic
         products.append(
             np.mean([np.sum(v * p) for v, p in zip(probes, hessian_products, strict=True)])
         )
-    scores = score_samples(network, images.to(dtype), labels, h=h, n_probes=n_probes)
+    scores = score(network, images.to(dtype), labels, h=h, n_probes=n_probes)
     np.testing.assert_allclose(scores.curvature / h, norms, rtol=1e-2)
     np.testing.assert_allclose(scores.curvature_sq / h**2, squares, rtol=2e-2)
     bound = np.sqrt(images[0].numel()) * np.array(norms)
@@ -228,7 +231,7 @@ def test_curvature_of_a_smooth_network_is_the_norm_of_exact_hessian_products(pic
 def test_finite_differences_approach_the_hessian_as_the_step_shrinks(pictures):
     images, labels = pictures[0][:4].double(), pictures[1][:4]
     ratios = [
-        score_samples(softplus_network(), images, labels, h=h, n_probes=2).curvature / h
+        score(softplus_network(), images, labels, h=h, n_probes=2).curvature / h
         for h in (1e-1, 1e-2, 1e-3, 1e-4)
     ]
     steps = [np.abs(b - a).max() for a, b in pairwise(ratios)]
@@ -269,7 +272,7 @@ def test_a_linear_model_has_the_closed_form_results(pictures, dtype, bound, temp
         "loss": -np.log((softmax(points) * onehot).sum(axis=1)),
         "grad_norm": np.linalg.norm(clean, axis=1),
     }
-    scores = score_samples(model, images, labels, h=h, n_probes=n_probes, temperature=temperature)
+    scores = score(model, images, labels, h=h, n_probes=n_probes, temperature=temperature)
     errors = relative_errors(scores, expected, h, 3072)
     for name in MEASURES:
         assert errors[name].max() <= bound, name

@@ -160,7 +160,10 @@ class Affine:
         # Only the shape and layout of the input are looked at; its memory is never touched.
         shape = len(values), *self._shape
         unread = torch.empty(
-            shape, dtype=values.dtype, device=values.device, memory_format=layout(len(shape))
+            shape,
+            dtype=values.dtype,
+            device=values.device,
+            memory_format=layout(len(shape), values.dtype, values.device),
         )
         gradient: Tensor
         gradient, _, _ = torch.ops.aten.convolution_backward(
@@ -176,13 +179,16 @@ class Rectifier:
         self._h, self._dtype, self._kernels = h, dtype, kernels
 
     def clean(self, inputs: Parts) -> Tensor:
-        output, self._scaled = self._kernels.clean_rectify(inputs, self._h, self._dtype)
+        output, self._clean_scaled = self._kernels.clean_rectify(inputs, self._h, self._dtype)
+        self._scaled = dense(self._clean_scaled)
         return output
 
     def clean_gradient(self, gradients: Parts) -> Tensor:
-        before, self._gradient = self._kernels.clean_rectify_gradient(
-            gradients, self._scaled, self._h
+        before, gradient = self._kernels.clean_rectify_gradient(
+            gradients, self._clean_scaled, self._h
         )
+        del self._clean_scaled
+        self._gradient = dense(gradient)
         return before
 
     def forward(self, deltas: Parts) -> Tensor:

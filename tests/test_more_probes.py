@@ -90,7 +90,8 @@ def test_a_launcher_killed_while_it_adds_probes_goes_on_and_loses_nothing(projec
 
 
 def with_probes(count: int) -> dict[str, Any]:
-    return {**IDENTITY, "estimator": {**IDENTITY["estimator"], "n_probes": count}}
+    identity: dict[str, Any] = IDENTITY
+    return {**identity, "estimator": {**identity["estimator"], "n_probes": count}}
 
 
 def test_only_a_store_that_differs_in_too_few_probes_is_added_to(tmp_path):

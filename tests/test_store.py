@@ -670,6 +670,26 @@ def test_unfinished_epochs_are_refused_and_named_on_request(store):
     assert str(store.path) in str(refusal.value)
 
 
+def test_the_standard_error_is_that_of_the_mean_over_probes(tmp_path):
+    store = make_store(tmp_path / "s.zarr", 0)
+    norms = np.random.default_rng(0).uniform(0.01, 0.02, (10, N))
+    for block in range(store.num_blocks):
+        part = slice(*store.bounds(block))
+        values = block_values(store, block)
+        values["curvature"] = norms.mean(axis=0)[part]
+        values["curvature_sq"] = (norms**2).mean(axis=0)[part]
+        store.write_block(0, block, values)
+    found = open_results(store.path, incomplete="include").curvature_stderr.sel(epoch=0)
+    expected = norms.std(axis=0, ddof=1) / np.sqrt(10)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert found.dtype == np.float32
+    assert found.attrs["units"] == store_units("curvature")
+
+
+def store_units(name: str) -> str:
+    return next(v.attrs["units"] for v in schema.MEASURES if v.name == name)
+
+
 def test_an_unknown_way_to_treat_unfinished_epochs_is_refused(store):
     with pytest.raises(ConfigError, match="'drop'"):
         open_results(store.path, incomplete="drop")  # type: ignore[arg-type]

@@ -1,0 +1,118 @@
+"""The doctor: what it finds on this machine and in the inputs, and what it measures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from daskcurv.cli import main
+from daskcurv.comparison import round_to_tf32, with_tf32_convolutions
+from daskcurv.estimators.kernels import KERNELS
+from tests.builders import make_model
+from tests.conftest import Project
+
+SCHEDULE = ["--initial_classes", "4", "--class_increment", "4", "--class_frequency", "2"]
+
+
+@pytest.fixture
+def doctor(project: Project, monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
+    """Run ``daskcurv doctor`` in the project's directory; returns exit code and output."""
+    monkeypatch.chdir(project.root)
+    monkeypatch.setattr(KERNELS, "compile", lambda: None)
+    threads = torch.get_num_threads()
+
+    def run(*arguments: object) -> tuple[int, str]:
+        code = main(["doctor", *map(str, arguments)])
+        torch.set_num_threads(threads)
+        return code, capsys.readouterr().out
+
+    return run
+
+
+def inputs(project: Project) -> list[object]:
+    return ["--data_path", project.data, "--model_dir", project.models, *SCHEDULE]
+
+
+def test_without_inputs_the_machine_is_described_and_fit(doctor):
+    code, output = doctor()
+    assert code == 0
+    assert "ready for a run" in output
+    assert "FAIL" not in output
+    assert "none at results2/base_deep_learning_system/model_parameters" in output
+    for line in (f"ok    torch {torch.__version__.split('+')[0]}", "TLS between", "CPU cores"):
+        assert line in output
+
+
+def test_inputs_that_were_named_and_are_not_there_are_a_failure(doctor, project):
+    code, output = doctor("--model_dir", project.root / "nowhere")
+    assert code == 1
+    assert re.search(r"FAIL  model directory \S+nowhere cannot be read", output)
+    assert "a run is not possible" in output
+
+
+def test_a_broken_checkpoint_is_named(doctor, project):
+    path = project.models / "index-0_epoch-2.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    code, output = doctor(*inputs(project))
+    assert code == 1
+    assert f"FAIL  checkpoint {path} (1000 bytes) is cut short" in output
+    assert "methods" not in output
+
+
+def test_every_methods_error_and_speed_are_measured(doctor, project):
+    code, output = doctor(*inputs(project), "--n_probes", "4")
+    assert code == 0
+    assert "methods: 8 samples at epoch 4, h = 0.001, 4 probes" in output
+    number = r"([\d.e+-]+)"
+    rows = {
+        name: (float(median), float(worst))
+        for name, median, worst in re.findall(
+            rf"^ +(\S.*\S) {{2,}}{number} +{number}", output, re.MULTILINE
+        )
+    }
+    assert rows["direct finite differences, float32"][0] < 1e-4
+    assert rows["difference propagation, float32"][0] < 1e-4
+    assert rows["difference propagation, bfloat16"][0] < 1e-2
+    assert rows["direct, TF32 convolutions"][0] > 1e-2
+    # Four epochs: 4 classes of 10 at epochs 0 and 1, 8 at 2, all at 4.
+    speed = re.search(r"direct finite differences.* ([\d.]+) +(\d+):(\d\d):(\d\d)\n", output)
+    assert speed is not None
+
+
+def test_a_store_that_does_not_fit_on_the_disk_is_a_failure(doctor, project, monkeypatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    code, output = doctor(*inputs(project), "--n_probes", "1")
+    assert code == 1
+    assert re.search(r"FAIL  0.00 GiB at most needed .* choose another --store", output)
+
+
+def test_tf32_rounding_keeps_ten_bits_and_rounds_ties_to_even():
+    step = 2.0**-10
+    values = torch.tensor([1 + step / 4, 1 + step / 2, 1 + 3 * step / 2, 1 + 0.7 * step, -3.0, 0.0])
+    expected = torch.tensor([1.0, 1.0, 1 + 2 * step, 1 + step, -3.0, 0.0])
+    torch.testing.assert_close(round_to_tf32(values), expected, rtol=0, atol=0)
+    random = torch.randn(1000)
+    assert (round_to_tf32(random) / random - 1).abs().max() <= 2.0**-11
+    assert (round_to_tf32(random).view(torch.int32) & 0x1FFF == 0).all()
+
+
+def test_tf32_convolutions_err_forward_and_backward_as_rounding_their_factors_would():
+    model = make_model()
+    images = torch.randn(3, 3, 32, 32)
+    stem = with_tf32_convolutions(model).get_submodule("conv1")
+    weights = model.state_dict()
+    bias = weights["conv1.bias"].double()
+    rounded = round_to_tf32(weights["conv1.weight"]).double()
+    point = images.clone().requires_grad_(True)
+    output = stem(point)
+    expected = torch.conv2d(round_to_tf32(images).double(), rounded, bias, padding=1)
+    np.testing.assert_allclose(output.detach(), expected.detach(), atol=1e-5)
+    upstream = torch.randn_like(output)
+    (gradient,) = torch.autograd.grad(output, point, upstream)
+    back = torch.conv_transpose2d(round_to_tf32(upstream).double(), rounded, padding=1)
+    np.testing.assert_allclose(gradient, back.detach(), atol=1e-5)

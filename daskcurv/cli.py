@@ -148,7 +148,7 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
 
     run = parser.add_argument_group("running")
     _option(run, "workers", int, "worker processes (default: one per GPU, else one per core)")
-    _option(run, "batch_size", int, "samples per forward pass (default: 512 on a GPU, else 32)")
+    _option(run, "batch_size", int, "samples per forward pass (default: measured on GPUs, else 32)")
     _option(run, "block_size", int, "samples per block of a new store (default: 5000)")
     _flag(run, "dry_run", "check the inputs and say what would be computed")
 

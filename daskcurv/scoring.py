@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -23,6 +24,7 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 CPU_BATCH_SIZE = 32
 CUDA_BATCH_SIZE = 512
+CUDA_BATCH_SIZES = (128, 256, 512, 1024, 2048)
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,36 @@ class Scorer:
                     labels.to(self.device),
                     sample_ids.to(self.device),
                 )
+
+    def tune_batch_size(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        sample_ids: Tensor,
+        candidates: Sequence[int] = CUDA_BATCH_SIZES,
+    ) -> None:
+        """Measure how fast batches of several sizes are, and keep the best size.
+
+        Parameters
+        ----------
+        images, labels, sample_ids : Tensor
+            Samples to measure with, repeated to fill a batch.
+        candidates : sequence of int
+            In ascending order. The search ends when a size does not fit, or gains less than 3 %.
+        """
+        best, best_rate = candidates[0], 0.0
+        for size in candidates:
+            self.batch_size = size
+            rows = torch.arange(size) % len(images)
+            batch = images[rows], labels[rows], sample_ids[rows]
+            self.score(*batch)  # allocates memory, compiles, picks algorithms
+            started = time.perf_counter()
+            self.score(*batch)
+            rate = size / (time.perf_counter() - started)
+            if self.batch_size < size or rate < 1.03 * best_rate:
+                break
+            best, best_rate = size, rate
+        self.batch_size = best
 
     @property
     def method(self) -> str:

@@ -31,8 +31,8 @@ def hessian(network: nn.Module, image: torch.Tensor, label: torch.Tensor) -> np.
     def loss(flat: torch.Tensor) -> torch.Tensor:
         return nn.functional.cross_entropy(network(flat.view(1, *SHAPE)), label[None])
 
-    matrix = torch.autograd.functional.hessian(loss, image.flatten())
-    return matrix.numpy()  # type: ignore[union-attr]
+    matrix: torch.Tensor = torch.autograd.functional.hessian(loss, image.flatten())
+    return matrix.numpy()
 
 
 def test_a_pair_of_probes_measures_the_bilinear_form_of_the_hessian(network, samples):

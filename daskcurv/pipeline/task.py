@@ -7,6 +7,8 @@ per worker and epoch.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import socket
 import time
@@ -30,6 +32,9 @@ from daskcurv.models import ModelSpec
 from daskcurv.scoring import SampleScores, Scorer
 from daskcurv.storage import schema
 from daskcurv.storage.store import ResultsStore
+
+BATCH_SIZES = "batch_sizes.json"
+"""Beside the workers' copy of the data set: the best batch size by device and method."""
 
 
 @dataclass(frozen=True)
@@ -226,10 +231,33 @@ class Worker:
             # The same samples for every worker and block, so that all choose the same method.
             first = np.flatnonzero(np.isin(self._labels, active_classes))[:CHECK_SAMPLES]
             self._scorer.choose_method(*self._inputs(first))
+            if batch_size is None and self.device.type == "cuda":
+                self._set_batch_size(self._scorer, first)
             self._scorer_of = task.epoch, task.sha256
         if task.following and (self._ahead is None or self._ahead[0] != task.following):
             self._ahead = task.following, self._reader.submit(read_state_dict, task.following)
         return self._scorer
+
+    def _set_batch_size(self, scorer: Scorer, ids: NDArray[np.int64]) -> None:
+        """Use the batch size that was measured for this device and method, or measure it now.
+
+        Not on CPUs: there the last bits of a result depend on the batch size, and measuring would
+        choose now one, now another.
+        """
+        path = self.context.prepared.parent / BATCH_SIZES
+        key = f"{_device_name(self.device)}, {scorer.method}, {self.context.model}"
+        known: dict[str, int] = {}
+        with contextlib.suppress(FileNotFoundError):
+            known = json.loads(path.read_text())
+        if key in known:
+            scorer.batch_size = known[key]
+            return
+        scorer.tune_batch_size(*self._inputs(ids))
+        # Beside and renamed, as other workers read and write it too. If one's entry is lost, it is
+        # measured once more.
+        draft = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
+        draft.write_text(json.dumps({**known, key: scorer.batch_size}, indent=2))
+        draft.replace(path)
 
     def _read(self, checkpoint: Path) -> tuple[dict[str, Tensor], str]:
         ahead, self._ahead = self._ahead, None

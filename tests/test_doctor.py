@@ -71,7 +71,7 @@ def test_every_methods_error_and_speed_are_measured(doctor, project):
     rows = {
         name: (float(median), float(worst))
         for name, median, worst in re.findall(
-            rf"^ +(\S.*\S) {{2,}}{number} +{number}", output, re.MULTILINE
+            rf"^ +(\S.*?) {{2,}}{number} +{number}", output, re.MULTILINE
         )
     }
     assert rows["direct finite differences, float32"][0] < 1e-4

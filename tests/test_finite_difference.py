@@ -1,4 +1,4 @@
-"""The measures of direct finite differences are what their definitions say, at the accuracy float32 is relied on for.
+"""Direct finite differences are what the definitions say, as accurate as float32 is relied on for.
 
 Three oracles, none of which uses the estimator's code: the definitions evaluated in float64 for
 each sample alone, with a loss written out from the logits (`referee`); exact Hessian-vector

@@ -2,15 +2,15 @@
 
 Not on the batch it is computed in, its neighbours, the process's precision settings or contexts,
 or a device running out of memory; and the model comes back as it was. The oracle is mostly the
-same function called in the plainest way. What scoring computes inside is read off by a hook on
-the model, since settings such as bf16 matrix products only act on hardware that has them.
-"""
+same XX"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,12 @@ from tests.builders import make_model
 
 N = 11
 NAMES = ("curvature", "curvature_sq", "directional_eig", "loss", "grad_norm", "prediction")
+
+
+@pytest.fixture(params=["finite-difference", "difference-propagation"])
+def score(request):
+    """`score_samples` by either method, in float32 unless the images are float64."""
+    return partial(score_samples, method=request.param, precision="float32")
 
 
 @pytest.fixture
@@ -72,79 +78,79 @@ def rows(scores: SampleScores, chosen: Any) -> SampleScores:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_results_do_not_depend_on_the_batch_size(model, images, labels, dtype):
+def test_results_do_not_depend_on_the_batch_size(score, model, images, labels, dtype):
     images = images.to(dtype)
-    expected = score_samples(model, images, labels, n_probes=3)
+    expected = score(model, images, labels, n_probes=3)
     for batch_size in (1, 3, 8, N, 50):
-        scores = score_samples(model, images, labels, n_probes=3, batch_size=batch_size)
+        scores = score(model, images, labels, n_probes=3, batch_size=batch_size)
         assert_close(scores, expected, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_results_follow_samples_permuted_with_their_ids(model, images, labels, dtype):
+def test_results_follow_samples_permuted_with_their_ids(score, model, images, labels, dtype):
     images = images.to(dtype)
     ids = torch.arange(N) * 1000 + 7
-    expected = score_samples(model, images, labels, sample_ids=ids, n_probes=3)
+    expected = score(model, images, labels, sample_ids=ids, n_probes=3)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(2))
-    permuted = score_samples(
+    permuted = score(
         model, images[order], labels[order], sample_ids=ids[order], n_probes=3, batch_size=4
     )
     assert_close(permuted, rows(expected, order.numpy()), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_results_do_not_depend_on_the_neighbours(model, images, labels, dtype):
+def test_results_do_not_depend_on_the_neighbours(score, model, images, labels, dtype):
     images = images.to(dtype)
-    expected = rows(score_samples(model, images, labels, n_probes=3), slice(4, 5))
-    alone = score_samples(model, images[4:5], labels[4:5], sample_ids=[4], n_probes=3)
+    expected = rows(score(model, images, labels, n_probes=3), slice(4, 5))
+    alone = score(model, images[4:5], labels[4:5], sample_ids=[4], n_probes=3)
     assert_close(alone, expected, dtype)
     strangers = torch.cat([10 * images[:3], images[4:5], -images[:3]])
-    among = score_samples(
+    among = score(
         model, strangers, [9, 9, 9, int(labels[4]), 0, 0, 0],
         sample_ids=[50, 51, 52, 4, 53, 54, 55], n_probes=3,
     )  # fmt: skip
     assert_close(rows(among, slice(3, 4)), expected, dtype)
 
 
-def test_curvature_is_not_divided_by_the_batch_size(model, images, labels):
+def test_curvature_is_not_divided_by_the_batch_size(score, model, images, labels):
     copies = images[:1].double().expand(8, -1, -1, -1)
-    one = score_samples(model, copies[:1], labels[:1], sample_ids=[0])
-    eight = score_samples(model, copies, labels[:1].expand(8), sample_ids=[0] * 8, batch_size=8)
+    one = score(model, copies[:1], labels[:1], sample_ids=[0])
+    eight = score(model, copies, labels[:1].expand(8), sample_ids=[0] * 8, batch_size=8)
     for name in NAMES:
         np.testing.assert_allclose(getattr(eight, name), [getattr(one, name)[0]] * 8, rtol=1e-9)
 
 
-def test_sample_ids_select_the_probes(model, images, labels):
+def test_sample_ids_select_the_probes(score, model, images, labels):
     images = images.double()
-    default = score_samples(model, images, labels, n_probes=2)
-    assert_same(score_samples(model, images, labels, n_probes=2, sample_ids=np.arange(N)), default)
-    shifted = score_samples(model, images, labels, n_probes=2, sample_ids=np.arange(N) + 1)
+    default = score(model, images, labels, n_probes=2)
+    assert_same(score(model, images, labels, n_probes=2, sample_ids=np.arange(N)), default)
+    shifted = score(model, images, labels, n_probes=2, sample_ids=np.arange(N) + 1)
     assert (shifted.curvature != default.curvature).all()
     np.testing.assert_array_equal(shifted.loss, default.loss)
     np.testing.assert_array_equal(shifted.grad_norm, default.grad_norm)
 
 
-def test_the_seed_selects_the_probes(model, images, labels):
-    first, second = (score_samples(model, images, labels, n_probes=2, seed=s) for s in (0, 1))
+def test_the_seed_selects_the_probes(score, model, images, labels):
+    first, second = (score(model, images, labels, n_probes=2, seed=s) for s in (0, 1))
     assert (first.curvature != second.curvature).all()
     np.testing.assert_array_equal(first.loss, second.loss)
 
 
-def test_the_same_call_twice_gives_the_same_bits(model, images, labels):
-    expected = score_samples(model, images, labels, n_probes=3)
+def test_the_same_call_twice_gives_the_same_bits(score, model, images, labels):
+    expected = score(model, images, labels, n_probes=3)
     torch.randn(3)  # the global generator has no part in it
-    assert_same(score_samples(model, images, labels, n_probes=3), expected)
+    assert_same(score(model, images, labels, n_probes=3), expected)
 
 
 # The model
 
 
-def test_the_model_is_left_as_it_was(model, images, labels):
+def test_the_model_is_left_as_it_was(score, model, images, labels):
     model.train()
     model.fc.weight.requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
     strides = [p.stride() for p in model.parameters()]
-    score_samples(model, images, labels, n_probes=1)
+    score(model, images, labels, n_probes=1)
     assert all(module.training for module in model.modules())
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["fc.weight"]
     assert all(p.grad is None for p in model.parameters())
@@ -155,9 +161,9 @@ def test_the_model_is_left_as_it_was(model, images, labels):
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_a_model_in_training_mode_is_scored_in_eval_mode(model, images, labels):
-    expected = score_samples(model, images, labels, n_probes=2)
-    assert_same(score_samples(model.train(), images, labels, n_probes=2), expected)
+def test_a_model_in_training_mode_is_scored_in_eval_mode(score, model, images, labels):
+    expected = score(model, images, labels, n_probes=2)
+    assert_same(score(model.train(), images, labels, n_probes=2), expected)
 
 
 # Contexts and precision settings of the process
@@ -171,12 +177,12 @@ def test_a_model_in_training_mode_is_scored_in_eval_mode(model, images, labels):
         pytest.param(lambda: torch.autocast("cpu", dtype=torch.bfloat16), id="autocast"),
     ],
 )
-def test_contexts_change_no_bit(model, images, labels, context):
-    expected = score_samples(model, images, labels, n_probes=2)
+def test_contexts_change_no_bit(score, model, images, labels, context):
+    expected = score(model, images, labels, n_probes=2)
     with context():
         before = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-        scores = score_samples(model, images, labels, n_probes=2)
-        made_inside = score_samples(model, images * 1, labels * 1, n_probes=2)
+        scores = score(model, images, labels, n_probes=2)
+        made_inside = score(model, images * 1, labels * 1, n_probes=2)
         assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == before
     assert_same(scores, expected)
     assert_same(made_inside, expected)
@@ -244,18 +250,18 @@ CHANGES = [medium_matmul, bf16_everywhere, bf16_on_the_cpu, tf32_and_benchmarkin
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_precision_settings_change_no_bit_and_are_put_back(model, images, labels, change):
-    expected = score_samples(model, images, labels, n_probes=2)
+def test_precision_settings_change_no_bit_and_are_put_back(score, model, images, labels, change):
+    expected = score(model, images, labels, n_probes=2)
     change()
     before = read_precision()
-    assert_same(score_samples(model, images, labels, n_probes=2), expected)
+    assert_same(score(model, images, labels, n_probes=2), expected)
     assert read_precision() == before
     if change is medium_matmul:
         assert torch.get_float32_matmul_precision() == "medium"
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_precision_settings_are_put_back_when_the_model_raises(model, images, labels, change):
+def test_precision_settings_are_put_back_when_the_model_raises(score, model, images, labels, change):
     def fail(module, inputs):
         raise ZeroDivisionError
 
@@ -263,13 +269,13 @@ def test_precision_settings_are_put_back_when_the_model_raises(model, images, la
     change()
     before = read_precision()
     with pytest.raises(ZeroDivisionError):
-        score_samples(model, images, labels, n_probes=2)
+        score(model, images, labels, n_probes=2)
     assert read_precision() == before
     assert torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_the_model_runs_in_plain_float32(model, images, labels, change):
+def test_the_model_runs_in_plain_float32(score, model, images, labels, change):
     seen = []
 
     def look(module, inputs):
@@ -290,7 +296,7 @@ def test_the_model_runs_in_plain_float32(model, images, labels, change):
     model.train().register_forward_pre_hook(look)
     change()
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
-        score_samples(model, images, labels, n_probes=2)
+        score(model, images, labels, n_probes=2)
     plain = {
         "autocast": False, "grad": True, "training": False, "benchmark": False,
         "cuda.matmul": "ieee", "cudnn.conv": "ieee", "mkldnn.matmul": "ieee", "mkldnn.conv": "ieee",

@@ -2,14 +2,16 @@
 
 Not on the batch it is computed in, its neighbours, the process's precision settings or contexts,
 or a device running out of memory; and the model comes back as it was. The oracle is mostly the
-same XX"""
+same function called in the plainest way, by either method. In which precision direct differences
+compute is read off by a hook on a layer, since settings such as bf16 matrix products only act on
+hardware that has them (for difference propagation see test_auto.py).
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import logging
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from daskcurv import SampleScores, score_samples
 from daskcurv.errors import ConfigError
+from daskcurv.probes import draw_probe
 from tests.builders import make_model
 
 N = 11
@@ -261,27 +264,29 @@ def test_precision_settings_change_no_bit_and_are_put_back(score, model, images,
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_precision_settings_are_put_back_when_the_model_raises(score, model, images, labels, change):
+def test_precision_settings_are_put_back_when_the_model_raises(model, images, labels, change):
     def fail(module, inputs):
-        raise ZeroDivisionError
+        if len(inputs[0]) > 1:  # the first look, at the number of outputs, takes one sample
+            raise ZeroDivisionError
 
-    model.register_forward_pre_hook(fail)
+    model.fc.register_forward_pre_hook(fail)
     change()
     before = read_precision()
     with pytest.raises(ZeroDivisionError):
-        score(model, images, labels, n_probes=2)
+        score_samples(model, images, labels, n_probes=2, method="finite-difference")
     assert read_precision() == before
     assert torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_the_model_runs_in_plain_float32(score, model, images, labels, change):
+def test_the_model_runs_in_plain_float32(model, images, labels, change):
     seen = []
 
     def look(module, inputs):
         precision = read_precision()
         seen.append(
             {
+                "samples": len(inputs[0]),
                 "autocast": torch.is_autocast_enabled("cpu"),
                 "grad": torch.is_grad_enabled(),
                 "training": module.training,
@@ -293,61 +298,115 @@ def test_the_model_runs_in_plain_float32(score, model, images, labels, change):
             }
         )
 
-    model.train().register_forward_pre_hook(look)
+    # The last layer: its module is in the graph that the network is turned into, hook and all.
+    model.train().fc.register_forward_pre_hook(look)
     change()
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
-        score(model, images, labels, n_probes=2)
+        score_samples(model, images, labels, n_probes=2, method="finite-difference")
     plain = {
-        "autocast": False, "grad": True, "training": False, "benchmark": False,
+        "samples": N, "autocast": False, "grad": True, "training": False, "benchmark": False,
         "cuda.matmul": "ieee", "cudnn.conv": "ieee", "mkldnn.matmul": "ieee", "mkldnn.conv": "ieee",
     }  # fmt: skip
-    # One look at the number of outputs, the clean gradient, and one gradient for each probe.
-    assert seen == [{**plain, "grad": False}, *[plain] * 3]
+    # A look at the number of outputs, some at whether the graph is that of the network, and then
+    # the clean gradient and one gradient for each probe.
+    assert seen[0] == {**plain, "samples": 1, "grad": False}
+    assert all({**look, "samples": N} == plain for look in seen[1:])
+    assert [look["samples"] for look in seen if look["samples"] > 2] == [N] * 3
 
 
 # Running out of memory
 
 
-class SmallMemory(nn.Module):
-    """Runs out of memory in batches above `largest`, once `spared` forward passes are over."""
+@pytest.fixture
+def out_of_memory(monkeypatch):
+    """Makes drawing probes fail for more than `largest` samples, once `spared` were drawn."""
 
-    def __init__(self, model: nn.Module, largest: int, spared: int = 0):
-        super().__init__()
-        self.model, self.largest, self.spared = model, largest, spared
+    def limit(largest: int, spared: int = 0) -> None:
+        left = [spared]
 
-    def forward(self, images: Tensor) -> Tensor:
-        if self.spared <= 0 and len(images) > self.largest:
-            raise torch.OutOfMemoryError("out of memory")
-        self.spared -= 1
-        logits: Tensor = self.model(images)
-        return logits
+        def draw(sample_ids: Tensor, *arguments: Any) -> Tensor:
+            left[0] -= 1
+            if left[0] < 0 and len(sample_ids) > largest:
+                raise torch.OutOfMemoryError("out of memory")
+            return draw_probe(sample_ids, *arguments)
+
+        for estimator in ("finite_difference", "difference_propagation"):
+            monkeypatch.setattr(f"daskcurv.estimators.{estimator}.draw_probe", draw)
+
+    return limit
 
 
-def test_running_out_of_memory_halves_the_batch_and_is_logged(model, images, labels, caplog):
-    expected = score_samples(model, images, labels, n_probes=2, batch_size=4)
-    with caplog.at_level(logging.WARNING, logger="daskcurv"):
-        scores = score_samples(SmallMemory(model, 4), images, labels, n_probes=2, batch_size=16)
-    assert_same(scores, expected)
-    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Returns the warnings logged so far."""
+    # The command line switches this off, for the whole process.
+    monkeypatch.setattr(logging.getLogger("daskcurv"), "propagate", True)
+    return lambda: [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+
+
+def assert_halved_twice(warnings: list[str]) -> None:
     assert len(warnings) == 2
     assert "memory" in warnings[0]
     assert "batch size is now 8" in warnings[0]
     assert "batch size is now 4" in warnings[1]
 
 
-@pytest.mark.parametrize("spared", [1, 2, 3, 4])
-def test_running_out_of_memory_midway_repeats_and_loses_no_sample(model, images, labels, spared):
+def test_running_out_of_memory_halves_the_batch_and_is_logged(
+    score, model, images, labels, out_of_memory, warnings
+):
+    expected = score(model, images, labels, n_probes=2, batch_size=4)
+    out_of_memory(4)
+    assert_same(score(model, images, labels, n_probes=2, batch_size=16), expected)
+    assert_halved_twice(warnings())
+
+
+class SmallMemory(nn.Module):
+    """Runs out of memory in batches above 4. There is no graph of it."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) > 4:
+            raise torch.OutOfMemoryError("out of memory")
+        logits: Tensor = self.model(images)
+        return logits
+
+
+def test_running_out_of_memory_in_the_network_does_too(model, images, labels, warnings):
+    score, small = partial(score_samples, method="finite-difference"), SmallMemory(model)
+    expected = score(small, images, labels, n_probes=2, batch_size=4)
+    assert_same(score(small, images, labels, n_probes=2, batch_size=16), expected)
+    assert_halved_twice(warnings())
+
+
+def test_running_out_of_memory_in_the_self_check_leaves_the_method_as_it_is(
+    model, images, labels, out_of_memory, warnings
+):
+    expected = score_samples(model, images, labels, n_probes=2, batch_size=4)
+    out_of_memory(4)
+    assert_same(score_samples(model, images, labels, n_probes=2, batch_size=16), expected)
+    assert_halved_twice(warnings())
+
+
+@pytest.mark.parametrize("spared", [0, 1, 2, 3])
+def test_running_out_of_memory_midway_repeats_and_loses_no_sample(
+    score, model, images, labels, out_of_memory, warnings, spared
+):
     images = images.double()
-    expected = score_samples(model, images, labels, n_probes=2)
-    # Three forward passes a batch: memory runs out within the first, or within the second.
-    small = SmallMemory(model, 2, spared)
-    scores = score_samples(small, images, labels, n_probes=2, batch_size=5)
+    expected = score(model, images, labels, n_probes=2)
+    # Two probes a batch: memory runs out within the first batch, or within the second.
+    out_of_memory(2, spared)
+    scores = score(model, images, labels, n_probes=2, batch_size=5)
     assert_close(scores, expected, torch.float64)
+    assert len(warnings()) == 1
 
 
-def test_running_out_of_memory_with_one_sample_raises(model, images, labels):
+def test_running_out_of_memory_with_one_sample_raises(score, model, images, labels, out_of_memory):
+    out_of_memory(0)
     with pytest.raises(torch.OutOfMemoryError):
-        score_samples(SmallMemory(model, 0), images, labels, n_probes=1, batch_size=4)
+        score(model, images, labels, n_probes=1, batch_size=4)
 
 
 # Arguments and the result

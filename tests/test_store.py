@@ -687,7 +687,7 @@ def test_the_standard_error_is_that_of_the_mean_over_probes(tmp_path):
 
 
 def store_units(name: str) -> str:
-    return next(v.attrs["units"] for v in schema.MEASURES if v.name == name)
+    return str(next(v.attrs["units"] for v in schema.MEASURES if v.name == name))
 
 
 def test_an_unknown_way_to_treat_unfinished_epochs_is_refused(store):

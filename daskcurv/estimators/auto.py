@@ -120,5 +120,6 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":
         return False
-    found = torch.cpu.get_capabilities()
+    # Older versions of PyTorch do not tell; float32 then is the safe guess.
+    found = getattr(torch.cpu, "get_capabilities", dict)()
     return any(found.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -121,5 +122,5 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     if device.type != "cpu":
         return False
     # Older versions of PyTorch do not tell; float32 then is the safe guess.
-    found = getattr(torch.cpu, "get_capabilities", dict)()
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(found.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))

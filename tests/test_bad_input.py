@@ -507,7 +507,7 @@ def test_a_store_of_another_configuration_is_refused_with_what_differs(project, 
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
-        (["--n_probes", "3"], "estimator.n_probes"),
+        (["--n_probes", "1"], "estimator.n_probes"),
         (["--seed", "1"], "estimator.seed"),
         (["--temperature", "2"], "estimator.temperature"),
         (["--head", "active"], "head"),
@@ -515,7 +515,7 @@ def test_a_store_of_another_configuration_is_refused_with_what_differs(project, 
         (["--partition", "trained"], "classes.partition"),
         (["--validation_per_class", "1"], "dataset.validation_per_class"),
     ],
-    ids=["n_probes", "seed", "temperature", "head", "frequency", "partition", "held out"],
+    ids=["fewer probes", "seed", "temperature", "head", "frequency", "partition", "held out"],
 )
 def test_a_store_is_not_continued_with_another_setting(project, refused, arguments, field):
     make_store(project)

@@ -117,10 +117,10 @@ def full_size_errors(pictures):
     return relative_errors(scores, expected, 1e-3, images[0].numel())
 
 
-# Measured, median and worst of the 12 samples: curvature 2.0e-6 and 9.0e-4, curvature_sq 4.1e-6
-# and 1.7e-3, directional_eig 1.7e-7 and 1.7e-4, loss 4.0e-7 and 6.2e-6, grad_norm 9.5e-7 and
-# 3.7e-5. Nearly all of it comes from ReLUs whose sign is decided by rounding; which samples they
-# hit differs from machine to machine.
+# Measured, median and worst of the 12 samples: curvature 1.1e-6 and 6.8e-4, curvature_sq 2.0e-6
+# and 1.3e-3, directional_eig 4.0e-8 and 3.0e-4, loss 2.8e-7 and 5.9e-6, grad_norm 1.4e-7 and
+# 5.6e-5 (1.5e-4 when the network was trained on one thread). Nearly all of it comes from ReLUs
+# whose sign is decided by rounding; which samples they hit differs from machine to machine.
 @pytest.mark.parametrize(
     ("name", "median", "worst"),
     [
@@ -130,7 +130,8 @@ def full_size_errors(pictures):
         # A sample the network is sure of has a loss near exp(-margin): an absolute error of the
         # float32 logits, 1e-5 at a size of 20, is a relative error of the loss and its gradient.
         ("loss", 1e-5, 1e-4),
-        ("grad_norm", 1e-5, 1e-4),
+        # The gradient jumps where a ReLU's sign is decided by rounding.
+        ("grad_norm", 1e-5, 1e-3),
     ],
 )
 def test_float32_agrees_with_float64_on_the_full_size_network(

@@ -32,7 +32,7 @@ class Schedule:
         Classes added at a time.
     class_frequency : int
         Epochs between two additions.
-    partition : {"entering", "trained"}
+    class_partition : {"entering", "trained"}
         The checkpoint of an epoch at which classes are added holds weights that have not seen
         them. ``"entering"`` (the documented table) counts them as active at that epoch already,
         ``"trained"`` only from the next epoch on.
@@ -41,7 +41,7 @@ class Schedule:
     initial_classes: int = 5
     class_increment: int = 5
     class_frequency: int = 200
-    partition: str = "entering"
+    class_partition: str = "entering"
 
     def __post_init__(self) -> None:
         check_positive(
@@ -49,12 +49,14 @@ class Schedule:
             class_increment=self.class_increment,
             class_frequency=self.class_frequency,
         )
-        if self.partition not in PARTITIONS:
-            raise ConfigError(f"partition is {self.partition!r}; expected one of {PARTITIONS}")
+        if self.class_partition not in PARTITIONS:
+            raise ConfigError(
+                f"class_partition is {self.class_partition!r}; expected one of {PARTITIONS}"
+            )
 
     def task(self, epoch: int, num_classes: int) -> int:
         """Return how many times classes have been added by `epoch`; 0 at the start."""
-        if self.partition == "trained":
+        if self.class_partition == "trained":
             epoch = max(epoch - 1, 0)
         last = max(0, -(-(num_classes - self.initial_classes) // self.class_increment))
         return min(epoch // self.class_frequency, last)
@@ -70,7 +72,7 @@ class Schedule:
         position = np.arange(num_classes)
         task = np.maximum(0, -(-(position - self.initial_classes + 1) // self.class_increment))
         epoch = task * self.class_frequency
-        return np.where((task > 0) & (self.partition == "trained"), epoch + 1, epoch)
+        return np.where((task > 0) & (self.class_partition == "trained"), epoch + 1, epoch)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the schedule as a JSON-able dictionary."""

@@ -1,7 +1,8 @@
 """The command line: options in, an exit code out.
 
 Exit codes: 0 all done; 1 finished, but something could not be computed or verified; 2 an input or
-option cannot be used; 128 + the signal's number when interrupted.
+option cannot be used, or there are no workers; 3 the time limit came first, the same command goes
+on; 128 + the signal's number when interrupted.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from daskcurv.classes import PARTITIONS, Schedule
+from daskcurv.clusters.options import CLUSTERS, DEVICES, ClusterOptions, cluster_options
 from daskcurv.config import HEADS, METHODS, PRECISIONS, EstimatorConfig
 from daskcurv.errors import ConfigError, DaskcurvError
 from daskcurv.logs import log_to_console, log_to_file
@@ -52,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
     args = _parser().parse_args(words)
+    args.words = words
     log_to_console()
     previous = {
         signum: signal.signal(signum, _interrupt)
@@ -147,10 +150,50 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     _flag(outputs, "no_export", "do not export")
 
     run = parser.add_argument_group("running")
-    _option(run, "workers", int, "worker processes (default: one per GPU, else one per core)")
     _option(run, "batch_size", int, "samples per forward pass (default: measured on GPUs, else 32)")
     _option(run, "block_size", int, "samples per block of a new store (default: 5000)")
     _flag(run, "dry_run", "check the inputs and say what would be computed")
+    _add_cluster(parser)
+
+
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    defaults = ClusterOptions()
+    where = parser.add_argument_group("workers")
+    _option(
+        where,
+        "cluster",
+        str,
+        "this machine, SLURM jobs, the SLURM allocation this runs in, or a running Dask cluster",
+        defaults,
+        choices=CLUSTERS,
+    )
+    _option(where, "device", str, "what workers compute on", defaults, choices=DEVICES)
+    _option(
+        where, "workers", int, "local processes (default: one per GPU, else per core)", defaults
+    )
+    _option(where, "scheduler", str, "with connect: scheduler's address, or its file", defaults)
+    _flag(where, "insecure", "do without TLS where it cannot be had")
+
+    slurm = parser.add_argument_group(
+        "SLURM",
+        "Defaults can stand in Dask's configuration under daskcurv.slurm; see docs/cluster.md.",
+    )
+    _option(slurm, "gpus", int, "jobs to hold, with one GPU each", defaults)
+    _option(slurm, "partition", str, "as for sbatch", defaults)
+    _option(slurm, "account", str, "as for sbatch", defaults)
+    _option(slurm, "qos", str, "as for sbatch", defaults)
+    _option(slurm, "time", str, "time limit of each job", defaults)
+    _option(slurm, "cpus_per_gpu", int, "CPU cores of each worker", defaults)
+    _option(slurm, "mem_per_gpu", str, "memory of each worker", defaults)
+    _option(slurm, "constraint", str, "as for sbatch", defaults)
+    _option(slurm, "gres", str, "what each job asks for, or none", defaults)
+    _lines(slurm, "prologue", "shell line to run before the worker; can be repeated")
+    _lines(slurm, "sbatch_extra", "further option of sbatch (--sbatch_extra=--exclusive)")
+    _option(slurm, "interface", str, "network interface to talk over", defaults)
+    _flag(slurm, "print_job_script", "print what would be submitted, and end")
+    _flag(slurm, "submit", "submit the launcher itself as a job, and end")
+    _option(slurm, "nodes", int, "with submit and allocation: nodes to ask for", defaults)
+    _lines(slurm, "submit_extra", "further option of sbatch for the submitted launcher")
 
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
@@ -196,7 +239,7 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("the run in question")
     _option(run, "epochs", str, "comma-separated epochs (default: all)")
     _option(run, "store", Path, "results store (Zarr)")
-    _option(run, "workers", int, "worker processes")
+    _option(run, "workers", int, "worker processes", ClusterOptions())
     _option(run, "batch_size", int, "samples per forward pass")
 
 
@@ -213,7 +256,7 @@ def _add_schedule(parser: Any) -> None:
     _option(parser, "class_frequency", int, "epochs between two additions", schedule)
     _option(
         parser,
-        "partition",
+        "class_partition",
         str,
         "whether classes count as active at the epoch at which they are added (entering), or only "
         "once they were trained on (trained)",
@@ -271,6 +314,12 @@ def _option(
     parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, help=shown, **extra)
 
 
+def _lines(parser: Any, name: str, text: str) -> None:
+    parser.add_argument(
+        f"--{name}", action="append", default=argparse.SUPPRESS, help=text, metavar="LINE"
+    )
+
+
 def _flag(parser: Any, name: str, text: str) -> None:
     parser.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=text)
 
@@ -282,10 +331,13 @@ def _options(args: argparse.Namespace) -> LaunchOptions:
     def chosen(kind: type) -> dict[str, Any]:
         return {field.name: given[field.name] for field in fields(kind) if field.name in given}
 
+    own = chosen(LaunchOptions)
+    own.pop("cluster", None)
     return LaunchOptions(
-        **chosen(LaunchOptions),
+        **own,
         estimator=EstimatorConfig(**chosen(EstimatorConfig)),
         schedule=Schedule(**chosen(Schedule)),
+        cluster=cluster_options(given),
         export="no_export" not in given,
     )
 
@@ -295,7 +347,7 @@ def _launch(args: argparse.Namespace) -> int:
 
     given = vars(args)
     if "demo" in given:
-        if others := given.keys() - {"run", "demo", "workers"}:
+        if others := given.keys() - {"run", "words", "demo", "workers"}:
             raise ConfigError(f"--demo makes its own inputs; leave out --{min(others)}")
         from daskcurv.demo import run_demo
 
@@ -305,8 +357,31 @@ def _launch(args: argparse.Namespace) -> int:
             f"--epochs and --{min(clash)} both say which epochs to compute; give one of them"
         )
     options = _options(args)
+    if "print_job_script" in given or "submit" in given:
+        return _print_or_submit(options, args)
     log.info("log file %s", log_to_file())
-    return 1 if launch(options) else 0
+    return launch(options).exit_code
+
+
+def _print_or_submit(options: LaunchOptions, args: argparse.Namespace) -> int:
+    from daskcurv.clusters.submit import launcher_script, submit
+    from daskcurv.pipeline.inputs import gather
+
+    if "submit" in args:
+        script = launcher_script(options.cluster, args.words)
+    elif options.cluster.cluster == "slurm":
+        from daskcurv.clusters.slurm import job_script
+
+        script = job_script(options.cluster)
+    else:
+        raise ConfigError("--print_job_script is for --cluster slurm, or --submit")
+    if "print_job_script" in args:
+        print(script, end="")
+        return 0
+    gather(options)
+    job, path = submit(script)
+    log.info("submitted as job %s; its log will be %s", job, path)
+    return 0
 
 
 def _export(args: argparse.Namespace) -> int:

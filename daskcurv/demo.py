@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from daskcurv import analysis
 from daskcurv.classes import TRAIN, Schedule, class_order_of, held_out_split
+from daskcurv.clusters import ClusterOptions
 from daskcurv.dataset import DIRECTORY, normalise, read_cifar
 from daskcurv.errors import ConfigError, StoreWriteError
 from daskcurv.logs import log_to_file
@@ -76,8 +77,8 @@ def run_demo(directory: Path, workers: int | None = None) -> int:
     make_dataset(directory)
     train(directory)
     options = demo_options(directory, workers)
-    if launch(options):
-        return 1
+    if code := launch(options).exit_code:
+        return code
     report(directory, options)
     return 0
 
@@ -93,7 +94,7 @@ def demo_options(directory: Path, workers: int | None = None) -> LaunchOptions:
         store=directory / "curvature.zarr",
         save_base_dir=directory / "per_image_curvature_full",
         block_size=BLOCK_SIZE,
-        workers=workers,
+        cluster=ClusterOptions(workers=workers),
     )
 
 
@@ -176,7 +177,7 @@ def train(directory: Path) -> None:
     optimiser = torch.optim.SGD(
         model.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=5e-4
     )
-    while_training = replace(SCHEDULE, partition="trained")
+    while_training = replace(SCHEDULE, class_partition="trained")
     for epoch in tqdm(range(1, LAST_EPOCH + 1), desc="training", unit=" epochs", disable=None):
         active = torch.from_numpy(order[: while_training.num_active(epoch, SPEC.num_classes)])
         pool = torch.nonzero(trained_on & torch.isin(labels, active))[:, 0]

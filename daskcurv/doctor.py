@@ -225,7 +225,7 @@ def _methods(report: _Report, options: LaunchOptions, inputs: Inputs, device: to
         device=device,
         batch_size=options.batch_size,
     )
-    workers = options.workers or len(visible_gpus()) or available_cores()
+    workers = options.cluster.workers or len(visible_gpus()) or available_cores()
     epochs = list(inputs.checkpoints)
     first_active = np.asarray(sample_columns(inputs, options)["first_epoch_active"], np.int64)
     total = int(active_samples(first_active, epochs, schema.DEFAULT_BLOCK_SIZE).sum())

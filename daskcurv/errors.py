@@ -33,5 +33,9 @@ class StoreWriteError(StoreError):
     """Nothing more can be written (disk full, quota, permissions): the run has to stop."""
 
 
+class ClusterError(DaskcurvError):
+    """Workers cannot be had, or not safely."""
+
+
 class ExportError(DaskcurvError):
     """The requested export cannot be made without losing or misrepresenting something."""

@@ -66,7 +66,7 @@ def test_entering_schedule_is_the_documented_table():
 
 
 def test_trained_schedule_is_one_epoch_later():
-    schedule = Schedule(partition="trained")
+    schedule = Schedule(class_partition="trained")
     active = [schedule.num_active(epoch, 100) for epoch in range(4001)]
     expected = [min(100, 5 + 5 * ((epoch - 1) // 200)) for epoch in range(1, 4001)]
     assert active == [5, *expected]
@@ -79,7 +79,7 @@ def test_trained_schedule_is_one_epoch_later():
         initial_classes=st.integers(1, 30),
         class_increment=st.integers(1, 30),
         class_frequency=st.integers(1, 50),
-        partition=st.sampled_from(["entering", "trained"]),
+        class_partition=st.sampled_from(["entering", "trained"]),
     ),
     num_classes=st.integers(1, 25),
 )
@@ -97,7 +97,7 @@ def test_first_active_epoch_is_the_first_at_which_enough_classes_are_active(sche
         ("initial_classes", 0),
         ("class_increment", 0),
         ("class_frequency", -1),
-        ("partition", "later"),
+        ("class_partition", "later"),
     ],
 )
 def test_schedules_that_make_no_sense_are_refused(name, value):

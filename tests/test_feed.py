@@ -10,19 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from daskcurv.clusters import local, local_cluster
+from daskcurv.clusters import local
+from daskcurv.clusters.local import local_cluster
 from daskcurv.errors import ConfigError, DataError, StoreWriteError
 from daskcurv.pipeline import feed as feeding
 from daskcurv.pipeline.feed import Done, SetAside, feed
 
 
 @pytest.fixture(scope="module")
-def client():
+def cluster():
     with pytest.MonkeyPatch.context() as patch:
         # The first death of a worker condemns the task, so that the test does not take minutes.
         patch.setattr(local, "ALLOWED_FAILURES", 0)
-        with local_cluster(2) as client:
-            yield client
+        with local_cluster(2) as cluster:
+            yield cluster
 
 
 def double(task):
@@ -61,21 +62,21 @@ def slowly(task):
     return time.time()
 
 
-def test_every_task_is_done_once(client):
-    events = [event for event in feed(client, double, range(40)) if isinstance(event, Done)]
+def test_every_task_is_done_once(cluster):
+    events = [event for event in feed(cluster, double, range(40)) if isinstance(event, Done)]
     assert {event.task: event.report for event in events} == {n: 2 * n for n in range(40)}
     assert len(events) == 40
 
 
-def test_a_task_that_keeps_failing_is_set_aside_while_the_rest_goes_on(client):
-    events = list(feed(client, fail_on_three, range(8)))
+def test_a_task_that_keeps_failing_is_set_aside_while_the_rest_goes_on(cluster):
+    events = list(feed(cluster, fail_on_three, range(8)))
     done = [event.task for event in events if isinstance(event, Done)]
     assert sorted(done) == [0, 1, 2, 4, 5, 6, 7]
     assert [e for e in events if isinstance(e, SetAside)] == [SetAside(3, "three is broken")]
 
 
-def test_a_task_that_kills_its_workers_is_set_aside_while_the_rest_goes_on(client):
-    events = list(feed(client, die_on_three, range(8)))
+def test_a_task_that_kills_its_workers_is_set_aside_while_the_rest_goes_on(cluster):
+    events = list(feed(cluster, die_on_three, range(8)))
     done = [event.task for event in events if isinstance(event, Done)]
     assert sorted(done) == [0, 1, 2, 4, 5, 6, 7]
     (set_aside,) = (event for event in events if isinstance(event, SetAside))
@@ -83,20 +84,20 @@ def test_a_task_that_kills_its_workers_is_set_aside_while_the_rest_goes_on(clien
     assert "every worker that took it died" in set_aside.reason
 
 
-def test_a_task_that_fails_now_and_then_is_tried_again(client, tmp_path):
+def test_a_task_that_fails_now_and_then_is_tried_again(cluster, tmp_path):
     tasks = [(str(tmp_path), number) for number in range(4)]
-    events = list(feed(client, fail_twice, tasks))
+    events = list(feed(cluster, fail_twice, tasks))
     assert Counter(type(event) for event in events if not isinstance(event, feeding.Waiting)) == {
         Done: 4
     }
 
 
-def test_a_full_disk_stops_everything_at_once(client):
+def test_a_full_disk_stops_everything_at_once(cluster):
     with pytest.raises(StoreWriteError, match="disk full"):
-        list(feed(client, fill_the_disk, range(1000)))
+        list(feed(cluster, fill_the_disk, range(1000)))
 
 
-def test_tasks_are_drawn_only_a_few_per_worker_ahead(client):
+def test_tasks_are_drawn_only_a_few_per_worker_ahead(cluster):
     drawn = 0
 
     def tasks() -> Iterator[int]:
@@ -106,25 +107,25 @@ def test_tasks_are_drawn_only_a_few_per_worker_ahead(client):
             yield number
 
     finished = 0
-    for event in feed(client, slowly, tasks()):
+    for event in feed(cluster, slowly, tasks()):
         if isinstance(event, Done):
             finished += 1
             assert drawn - finished <= 2 * feeding.TASKS_PER_WORKER
 
 
-def test_workers_are_one_thread_each_on_loopback_with_tls(client):
-    workers = client.scheduler_info(n_workers=-1)["workers"]
+def test_workers_are_one_thread_each_on_loopback_with_tls(cluster):
+    workers = cluster.client.scheduler_info(n_workers=-1)["workers"]
     assert len(workers) == 2
     assert all(worker["nthreads"] == 1 for worker in workers.values())
     assert all(address.startswith("tls://127.0.0.1:") for address in workers)
-    threads = client.run(lambda: os.environ["OMP_NUM_THREADS"])
+    threads = cluster.client.run(lambda: os.environ["OMP_NUM_THREADS"])
     assert set(threads.values()) == {"1"}
 
 
 def test_each_visible_gpu_gets_one_worker_pinned_to_it(monkeypatch):
     monkeypatch.setattr(local, "visible_gpus", lambda: ["2", "GPU-5ab"])
-    with local_cluster() as client:
-        pinned = client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
+    with local_cluster() as cluster:
+        pinned = cluster.client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
     assert sorted(pinned.values()) == ["2", "GPU-5ab"]
 
 

@@ -238,7 +238,7 @@ def test_a_finished_store_is_exported_again_without_computing(project):
 
 
 def test_options_change_what_is_documented_to_change(project):
-    assert_ok(project.launch("--head", "active", "--partition", "trained"))
+    assert_ok(project.launch("--head", "active", "--class_partition", "trained"))
     dataset = results(project.store)
     assert dataset.num_active_classes.values.tolist() == [4, 4, 4, 8]
     order = class_order_of(0, 10)

@@ -2,6 +2,48 @@
 
 from __future__ import annotations
 
-from daskcurv.clusters.local import local_cluster
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
-__all__ = ["local_cluster"]
+from daskcurv.clusters.base import Cluster
+from daskcurv.clusters.options import ClusterOptions
+
+__all__ = ["open_cluster", "Cluster", "ClusterOptions"]
+
+
+@contextmanager
+def open_cluster(options: ClusterOptions, directory: Path) -> Iterator[Cluster]:
+    """Have workers for as long as the context lasts.
+
+    Parameters
+    ----------
+    options : ClusterOptions
+    directory : Path
+        For what a run leaves beside its store while it lasts.
+
+    Yields
+    ------
+    Cluster
+    """
+    with _manager(options, directory) as cluster:
+        yield cluster
+
+
+def _manager(options: ClusterOptions, directory: Path) -> AbstractContextManager[Cluster]:
+    # Imported when used: dask-jobqueue takes its time, and touches signal handlers.
+    if options.cluster == "slurm":
+        from daskcurv.clusters.slurm import slurm_cluster
+
+        return slurm_cluster(options, directory)
+    if options.cluster == "allocation":
+        from daskcurv.clusters.allocation import allocation_cluster
+
+        return allocation_cluster(options, directory)
+    if options.cluster == "connect":
+        from daskcurv.clusters.connect import connected_cluster
+
+        return connected_cluster(options)
+    from daskcurv.clusters.local import local_cluster
+
+    return local_cluster(options.workers, options.device)

@@ -15,17 +15,31 @@ from distributed import Client, Nanny, Scheduler
 from distributed.deploy.spec import SpecCluster
 from distributed.security import Security
 
+from daskcurv.clusters.base import scheduler_settings
 from daskcurv.clusters.environment import WORKER_ENVIRONMENT
 from daskcurv.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-# A task that takes its worker down with it is given this many workers before it is given up.
 ALLOWED_FAILURES = 3
 
 
+class LocalWorkers:
+    """Worker processes on this machine; a `daskcurv.clusters.base.Cluster`."""
+
+    def __init__(self, client: Client):
+        self.client = client
+
+    def tend(self) -> str:
+        """Say how many workers there are; those that die are replaced by their nannies."""
+        return f"{len(self.client.nthreads())} workers"
+
+    def block_done(self) -> None:
+        """Do nothing."""
+
+
 @contextmanager
-def local_cluster(workers: int | None = None) -> Iterator[Client]:
+def local_cluster(workers: int | None = None, device: str = "auto") -> Iterator[LocalWorkers]:
     """Run worker processes on this machine for as long as the context lasts.
 
     Each has one thread and one device. A worker that dies is replaced. All connections stay on
@@ -36,17 +50,20 @@ def local_cluster(workers: int | None = None) -> Iterator[Client]:
     ----------
     workers : int, optional
         By default one per visible GPU, or one per CPU core where there is none.
+    device : {"auto", "cuda", "cpu"}
 
     Yields
     ------
-    distributed.Client
+    LocalWorkers
 
     Raises
     ------
     ConfigError
         If more workers are asked for than there are GPUs.
     """
-    gpus = visible_gpus()
+    gpus = [] if device == "cpu" else visible_gpus()
+    if device == "cuda" and not gpus:
+        raise ConfigError("device is 'cuda', but no GPU is visible; leave it out, or say cpu")
     if gpus and workers and workers > len(gpus):
         raise ConfigError(
             f"workers is {workers}, but {len(gpus)} GPU(s) are visible; expected at most one "
@@ -65,8 +82,7 @@ def local_cluster(workers: int | None = None) -> Iterator[Client]:
         "silence_logs": logging.CRITICAL,
     }
     settings = {
-        "distributed.scheduler.allowed-failures": ALLOWED_FAILURES,
-        "distributed.scheduler.worker-saturation": 1.0,
+        **scheduler_settings(ALLOWED_FAILURES),
         "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
     }
     with tempfile.TemporaryDirectory(prefix="daskcurv-", ignore_cleanup_errors=True) as scratch:
@@ -92,7 +108,7 @@ def local_cluster(workers: int | None = None) -> Iterator[Client]:
             ) as cluster,
             Client(cluster, security=security) as client,
         ):
-            yield client
+            yield LocalWorkers(client)
 
 
 def visible_gpus() -> list[str]:

@@ -12,7 +12,7 @@ import math
 import queue
 import time
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -20,7 +20,8 @@ from typing import Any, Generic, TypeVar
 from distributed import Client, Future
 from distributed.scheduler import KilledWorker
 
-from daskcurv.errors import DaskcurvError, StoreWriteError
+from daskcurv.clusters import Cluster
+from daskcurv.errors import ClusterError, DaskcurvError, StoreWriteError
 
 log = logging.getLogger(__name__)
 
@@ -50,30 +51,49 @@ class SetAside(Generic[Task]):
 
 @dataclass(frozen=True)
 class Waiting:
-    """Nothing happened for a while; `workers` are connected."""
+    """Some time has passed; `workers` says how they are."""
 
-    workers: int
+    workers: str
+
+
+@dataclass(frozen=True)
+class Declined:
+    """What a function returns, instead of a report, whose worker is about to leave.
+
+    Attributes
+    ----------
+    worker : str
+        Dask's address of it.
+    reason : str
+    """
+
+    worker: str
+    reason: str
 
 
 def feed(
-    client: Client,
-    function: Callable[[Task], Report],
+    cluster: Cluster,
+    function: Callable[[Task], Report | Declined],
     tasks: Iterable[Task],
+    may_start: Callable[[], bool] = lambda: True,
 ) -> Iterator[Done[Task, Report] | SetAside[Task] | Waiting]:
     """Run tasks on a cluster, a few per worker at a time, and yield what becomes of them.
 
     Parameters
     ----------
-    client : distributed.Client
+    cluster : Cluster
     function : callable
         Run on a worker with a task as its argument.
     tasks : iterable
         Consumed lazily, in order.
+    may_start : callable, optional
+        Asked before each task is handed out. Once it says no, what is running is awaited, and the
+        rest is left.
 
     Yields
     ------
     Done, SetAside or Waiting
-        In the order in which things happen; `Waiting` about once a second while they do not.
+        In the order in which things happen; `Waiting` about once a second.
 
     Raises
     ------
@@ -82,56 +102,61 @@ def feed(
     DaskcurvError
         If the cluster is lost.
     """
+    client = cluster.client
     finished: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
     running: dict[Future[Any], Task] = {}
     failures: Counter[Task] = Counter()
-
-    def submit(task: Task) -> None:
-        # Keys are left to Dask but never shared: a retried task is a new one.
-        future = client.submit(function, task, pure=False)
-        running[future] = task
-        future.add_done_callback(finished.put)
-
+    again: deque[Task] = deque()
     remaining = iter(tasks)
-    exhausted = False
-    workers = window = 0
-    counted = -math.inf
+    window = 0
+    tended = -math.inf
+
+    def next_task() -> Task | None:
+        if not may_start():
+            return None
+        return again.popleft() if again else next(remaining, None)
+
     while True:
-        if time.monotonic() - counted >= POLL_SECONDS:
-            workers = _count_workers(client)
-            window = TASKS_PER_WORKER * max(1, workers)
-            counted = time.monotonic()
-        while not exhausted and len(running) < window:
-            task = next(remaining, None)
-            if task is None:
-                exhausted = True
-            else:
-                submit(task)
-        if exhausted and not running:
+        if time.monotonic() - tended >= POLL_SECONDS:
+            window = TASKS_PER_WORKER * max(1, _count_workers(client))
+            yield Waiting(cluster.tend())
+            tended = time.monotonic()
+        while len(running) < window and (task := next_task()) is not None:
+            # Keys are left to Dask but never shared: a retried task is a new one.
+            future = client.submit(function, task, pure=False)
+            running[future] = task
+            future.add_done_callback(finished.put)
+        if not running:
             return
         try:
             future = finished.get(timeout=POLL_SECONDS)
         except queue.Empty:
-            yield Waiting(workers)
             continue
         task = running.pop(future)
         error = _error_of(future)
         if error is None:
-            yield Done(task, future.result())
+            report = future.result()
+            if isinstance(report, Declined):
+                log.info("%s leaves: %s", report.worker, report.reason)
+                client.retire_workers([report.worker])
+                again.append(task)
+            else:
+                cluster.block_done()
+                yield Done(task, report)
             continue
         if isinstance(error, StoreWriteError):
             raise error
         failures[task] += 1
         if failures[task] < ATTEMPTS:
             log.warning("trying again: %s: %s", task, _reason(error))
-            submit(task)
+            again.append(task)
         else:
             yield SetAside(task, _reason(error))
 
 
 def _count_workers(client: Client) -> int:
     if client.status != "running":
-        raise DaskcurvError("the connection to the Dask scheduler is lost; launch again to go on")
+        raise ClusterError("the connection to the Dask scheduler is lost; launch again to go on")
     return len(client.nthreads())
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from daskcurv import dataset as data
 from daskcurv.checkpoints import discover, read_state_dict
 from daskcurv.classes import Schedule, class_order_of, held_out_split, read_class_order
+from daskcurv.clusters import ClusterOptions
 from daskcurv.clusters.local import visible_gpus
 from daskcurv.config import HEADS, EstimatorConfig, Identity, check_positive
 from daskcurv.errors import CheckpointError, ConfigError, DataError
@@ -63,7 +64,9 @@ class LaunchOptions:
         Where finished epochs are exported to.
     export : bool
         Whether they are.
-    batch_size, block_size, workers : int, optional
+    batch_size, block_size : int, optional
+    cluster : ClusterOptions
+        Where workers come from.
     dry_run : bool
         Check everything and say what would be done.
     """
@@ -87,11 +90,11 @@ class LaunchOptions:
     export: bool = True
     batch_size: int | None = None
     block_size: int | None = None
-    workers: int | None = None
+    cluster: ClusterOptions = field(default_factory=ClusterOptions)
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        check_positive(batch_size=self.batch_size, block_size=self.block_size, workers=self.workers)
+        check_positive(batch_size=self.batch_size, block_size=self.block_size)
         get_estimator(self.estimator.method)
         if self.head not in HEADS:
             raise ConfigError(f"head is {self.head!r}; expected one of {HEADS}")
@@ -99,6 +102,14 @@ class LaunchOptions:
             raise ConfigError(
                 f"validation_per_class is {self.validation_per_class}; expected 0 or more"
             )
+
+    @property
+    def device(self) -> torch.device:
+        """What workers compute on; this host need not have one."""
+        if self.cluster.device != "auto":
+            return torch.device(self.cluster.device)
+        gpus = self.cluster.cluster != "local" or visible_gpus()
+        return torch.device("cuda" if gpus else "cpu")
 
 
 @dataclass(frozen=True)
@@ -159,7 +170,7 @@ def gather(options: LaunchOptions) -> Inputs:
             f"{model.num_classes} outputs; data set and checkpoints do not belong together"
         )
     order, source = find_class_order(options, model.num_classes)
-    estimator = settled_estimator(options.estimator, options.store)
+    estimator = settled_estimator(options.estimator, options.store, options.device)
     return Inputs(
         dataset,
         checkpoints,
@@ -171,11 +182,13 @@ def gather(options: LaunchOptions) -> Inputs:
     )
 
 
-def settled_estimator(config: EstimatorConfig, store: Path) -> EstimatorConfig:
+def settled_estimator(
+    config: EstimatorConfig, store: Path, device: torch.device
+) -> EstimatorConfig:
     """Return the settings with a precision.
 
     What is left to ``"auto"`` follows the store, if there is one, so that a run goes on as it
-    began; else this machine.
+    began; else the workers' device.
     """
     if store.exists():
         stored = ResultsStore.open(store).identity["estimator"]
@@ -183,7 +196,7 @@ def settled_estimator(config: EstimatorConfig, store: Path) -> EstimatorConfig:
             config = replace(config, precision=stored["precision"])
         if config.method == "auto" and stored["method"] != PROPAGATION:
             config = replace(config, method=stored["method"])
-    return settle(config, torch.device("cuda" if visible_gpus() else "cpu"))
+    return settle(config, device)
 
 
 def _first_readable(paths: list[Path]) -> tuple[Path, ModelSpec]:

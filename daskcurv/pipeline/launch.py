@@ -8,10 +8,12 @@ themselves, so a run can be stopped at any instant and the same command goes on.
 from __future__ import annotations
 
 import logging
+import math
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,11 @@ from tqdm import tqdm
 
 import daskcurv
 from daskcurv.checkpoints import Checkpoint, check_all
-from daskcurv.clusters import local_cluster
+from daskcurv.clusters import open_cluster
+from daskcurv.clusters.slurm_commands import seconds_left
 from daskcurv.dataset import prepare
 from daskcurv.errors import CheckpointError, DaskcurvError, ExportError
-from daskcurv.pipeline.feed import Done, SetAside, Waiting, feed
+from daskcurv.pipeline.feed import TASKS_PER_WORKER, Done, SetAside, Waiting, feed
 from daskcurv.pipeline.inputs import Inputs, LaunchOptions, gather, sample_columns
 from daskcurv.pipeline.more_probes import change_places, larger_store, recover, smaller_store
 from daskcurv.pipeline.plan import Plan, active_samples
@@ -39,9 +42,31 @@ log = logging.getLogger(__name__)
 
 ACCOUNT_SECONDS = 5.0
 HOPELESS = 10
+DRAIN_SECONDS = 60.0
 
 
-def launch(options: LaunchOptions) -> int:
+@dataclass(frozen=True)
+class Outcome:
+    """How a launch ended.
+
+    Attributes
+    ----------
+    set_aside : int
+        Blocks that kept failing.
+    left : int
+        Blocks for which the launcher had no time left.
+    """
+
+    set_aside: int = 0
+    left: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done; 3 out of time; 1 some blocks were set aside."""
+        return 3 if self.left else int(self.set_aside > 0)
+
+
+def launch(options: LaunchOptions) -> Outcome:
     """Compute what is missing and export what is finished.
 
     Parameters
@@ -50,8 +75,7 @@ def launch(options: LaunchOptions) -> int:
 
     Returns
     -------
-    int
-        Number of blocks that kept failing and were set aside; 0 means all is done.
+    Outcome
 
     Raises
     ------
@@ -61,20 +85,21 @@ def launch(options: LaunchOptions) -> int:
     """
     inputs = gather(options)
     if options.dry_run:
-        return _dry_run(options, inputs)
+        _dry_run(options, inputs)
+        return Outcome()
     with launcher_lock(options.store):
         recover(options.store)
         base = smaller_store(options.store, inputs.identity)
         if base is None:
             return _run(options, inputs)
         path = larger_store(base, options.estimator.n_probes, inputs.checkpoints)
-        failed = _run(replace(options, store=path), inputs, base)
-        if not failed:
+        outcome = _run(replace(options, store=path), inputs, base)
+        if not outcome.exit_code:
             change_places(options.store, path)
-        return failed
+        return outcome
 
 
-def _dry_run(options: LaunchOptions, inputs: Inputs) -> int:
+def _dry_run(options: LaunchOptions, inputs: Inputs) -> None:
     if base := smaller_store(options.store, inputs.identity):
         options = replace(
             options, store=larger_store(base, options.estimator.n_probes, inputs.checkpoints)
@@ -84,10 +109,9 @@ def _dry_run(options: LaunchOptions, inputs: Inputs) -> int:
     plan = _plan(options, inputs, checkpoints, store)
     log.info("store %s: %s", options.store, "exists" if store else "would be created")
     log.info("%s", plan.summary())
-    return 0
 
 
-def _run(options: LaunchOptions, inputs: Inputs, base: ResultsStore | None = None) -> int:
+def _run(options: LaunchOptions, inputs: Inputs, base: ResultsStore | None = None) -> Outcome:
     """Fill a store; `base` is one from which it takes the probes that are there."""
     store, checkpoints = _ready_store(options, inputs, base)
     plan = _plan(options, inputs, checkpoints, store)
@@ -107,6 +131,7 @@ def _run(options: LaunchOptions, inputs: Inputs, base: ResultsStore | None = Non
             model=inputs.model,
             schedule=options.schedule,
             class_order=tuple(inputs.class_order.tolist()),
+            device=options.device.type,
             batch_size=options.batch_size,
             base=base.path.absolute() if base else None,
             base_probes=base.identity["estimator"]["n_probes"] if base else 0,
@@ -128,6 +153,8 @@ class _Run:
         }
         self._set_aside: list[SetAside[BlockTask]] = []
         self._computed = 0
+        self._deadline = _deadline()
+        self._longest = 0.0
         self._seconds = dict(enumerate(store.read("compute_seconds").tolist()))
         self._sharers = dict(enumerate(store.read("num_workers").tolist()))
         self._methods = [{*text.split("; ")} - {""} for text in map(str, store.read("method"))]
@@ -142,11 +169,12 @@ class _Run:
         samples = int(self._plan.samples[missing].sum())
         try:
             with (
-                local_cluster(self._options.workers) as client,
+                open_cluster(self._options.cluster, beside(context.store, ".cluster")) as cluster,
                 Progress(*todo, samples) as progress,
             ):
+                score = partial(score_block, context)
                 try:
-                    for event in feed(client, partial(score_block, context), self._plan.tasks()):
+                    for event in feed(cluster, score, self._plan.tasks(), self._has_time):
                         self._handle(event, progress)
                 finally:
                     log.info("%s", progress.line())
@@ -179,8 +207,14 @@ class _Run:
         if time.monotonic() - self._accounted > ACCOUNT_SECONDS:
             self._account()
 
+    def _has_time(self) -> bool:
+        """Whether all that may be in a worker's hands would end before this process has to."""
+        needed = (TASKS_PER_WORKER + 1) * self._longest + DRAIN_SECONDS
+        return time.monotonic() + needed < self._deadline
+
     def _record(self, task: BlockTask, report: BlockReport) -> None:
         self._computed += 1
+        self._longest = max(self._longest, report.seconds)
         self._seconds[task.row] += report.seconds
         self._workers[task.row].add(report.worker)
         self._methods[task.row] |= {report.method} - {""}
@@ -215,8 +249,8 @@ class _Run:
                 export_epoch(self._store, self._options.save_base_dir, epoch)
                 log.debug("exported epoch %d", epoch)
 
-    def conclude(self) -> int:
-        """Say how the run ended; return the number of blocks set aside."""
+    def conclude(self) -> Outcome:
+        """Say how the run ended."""
         finished = sum(not left for left in self._left.values())
         log.info("%d of %d epochs complete in %s", finished, len(self._left), self._store.path)
         if self._options.export:
@@ -228,7 +262,21 @@ class _Run:
             )
             for failure in self._set_aside:
                 log.error("  %s: %s", failure.task, failure.reason)
-        return len(self._set_aside)
+        left = sum(self._left.values()) - len(self._set_aside)
+        if left:
+            log.warning(
+                "the time limit of job %s is near: %d blocks are left, the same command goes on",
+                os.environ.get("SLURM_JOB_ID"),
+                left,
+            )
+        return Outcome(len(self._set_aside), left)
+
+
+def _deadline() -> float:
+    """Return when this process has to end, by the monotonic clock, if SLURM has set it a limit."""
+    job = os.environ.get("SLURM_JOB_ID")
+    left = seconds_left(job) if job else None
+    return math.inf if left is None else time.monotonic() + left
 
 
 def _ready_store(

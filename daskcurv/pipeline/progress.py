@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 from datetime import timedelta
@@ -28,7 +29,7 @@ class Progress:
     def __init__(self, epochs: int, blocks: int, samples: int):
         self._totals = epochs, blocks, samples
         self._epochs = self._blocks = self._samples = 0
-        self._workers: int | None = None
+        self._workers = ""
         self._started = time.monotonic()
         self._logged = self._started
         self._bar = tqdm(
@@ -62,14 +63,17 @@ class Progress:
         """Count a finished epoch."""
         self._epochs += 1
 
-    def tick(self, workers: int | None = None) -> None:
-        """Show where things stand; called often, writes seldom."""
-        if workers is not None:
-            self._workers = workers
+    def tick(self, workers: str = "") -> None:
+        """Show where things stand; called often, writes seldom.
+
+        On a terminal at once, else every half minute, or when something about the workers changed.
+        """
+        changed = bool(workers) and _without_numbers(workers) != _without_numbers(self._workers)
+        self._workers = workers or self._workers
         self._bar.set_postfix_str(self._counts(), refresh=False)
         self._bar.refresh()
         now = time.monotonic()
-        if self._bar.disable and now - self._logged >= LOG_SECONDS:
+        if self._bar.disable and (changed or now - self._logged >= LOG_SECONDS):
             self._logged = now
             log.info("%s", self.line())
 
@@ -83,5 +87,9 @@ class Progress:
 
     def _counts(self) -> str:
         epochs, blocks, _ = self._totals
-        workers = "" if self._workers is None else f", {self._workers} workers"
+        workers = f", {self._workers}" if self._workers else ""
         return f"epochs {self._epochs}/{epochs}, blocks {self._blocks}/{blocks}{workers}"
+
+
+def _without_numbers(text: str) -> str:
+    return re.sub(r"\d+", "", text)

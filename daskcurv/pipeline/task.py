@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import math
 import os
 import socket
 import time
@@ -24,17 +26,24 @@ from torch import Tensor
 
 from daskcurv.checkpoints import check_weights, read_state_dict
 from daskcurv.classes import Schedule
+from daskcurv.clusters.environment import DEADLINE
 from daskcurv.config import EstimatorConfig
 from daskcurv.dataset import normalise, open_prepared
-from daskcurv.errors import CheckpointError
-from daskcurv.estimators.auto import CHECK_SAMPLES
+from daskcurv.errors import CheckpointError, ClusterError
+from daskcurv.estimators.auto import CHECK_SAMPLES, has_fast_bfloat16
 from daskcurv.models import ModelSpec
+from daskcurv.pipeline.feed import Declined
 from daskcurv.scoring import SampleScores, Scorer
 from daskcurv.storage import schema
 from daskcurv.storage.store import ResultsStore
 
+log = logging.getLogger(__name__)
+
 BATCH_SIZES = "batch_sizes.json"
 """Beside the workers' copy of the data set: the best batch size by device and method."""
+
+LEAVE_SECONDS = 30.0
+"""What a worker keeps of its job's time for leaving in good order."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,8 @@ class RunContext:
     model : ModelSpec
     schedule : Schedule
     class_order : tuple of int
+    device : {"cuda", "cpu"}
+        What workers compute on.
     batch_size : int or None
     base : Path, optional
         Store with the same blocks from the first `base_probes` probes, which only lack the others.
@@ -65,6 +76,7 @@ class RunContext:
     model: ModelSpec
     schedule: Schedule
     class_order: tuple[int, ...]
+    device: str = "cpu"
     batch_size: int | None = None
     base: Path | None = None
     base_probes: int = 0
@@ -136,7 +148,17 @@ class Worker:
 
     def __init__(self, context: RunContext):
         self.context = context
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(context.device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ClusterError(
+                f"no GPU is visible to worker {_name()}; see to its driver and "
+                "CUDA_VISIBLE_DEVICES, or launch with --device cpu"
+            )
+        if context.estimator.precision == "bfloat16" and not has_fast_bfloat16(self.device):
+            log.warning(
+                "%s is slow at bfloat16; a new store with --precision float32 is filled faster",
+                _device_name(self.device),
+            )
         # The results of a CPU convolution change in their last bits with the number of threads it
         # is split over. One thread per process keeps them the same for any number of workers.
         torch.set_num_threads(1)
@@ -147,6 +169,13 @@ class Worker:
         self._ahead: tuple[Path, Future[tuple[dict[str, Tensor], str]]] | None = None
         self._scorer: Scorer | None = None
         self._scorer_of: tuple[int, str] | None = None
+        self._deadline = float(os.environ.get(DEADLINE, math.inf))
+        self._longest = 0.0
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether a block like the longest so far might not end before this worker's job does."""
+        return time.time() + 1.25 * self._longest + LEAVE_SECONDS > self._deadline
 
     def run(self, task: BlockTask) -> BlockReport:
         """Score a block and write it, unless it is done."""
@@ -160,11 +189,14 @@ class Worker:
             before_writing = time.perf_counter()
             self._store.write_block(task.row, task.block, values)
             writing = time.perf_counter() - before_writing
+        seconds = time.perf_counter() - started
+        self._longest = max(self._longest, seconds)
+        log.info("%s: %d samples in %.2f s", task, task.samples, seconds)
         return BlockReport(
             computed=computed,
-            seconds=time.perf_counter() - started,
+            seconds=seconds,
             writing_seconds=writing,
-            worker=f"{socket.gethostname()}:{os.getpid()}",
+            worker=_name(),
             device=_device_name(self.device),
             batch_size=self._scorer.batch_size if self._scorer else 0,
             method=self._scorer.method if computed and self._scorer else "",
@@ -286,9 +318,17 @@ def _device_name(device: torch.device) -> str:
 _worker: Worker | None = None
 
 
-def score_block(context: RunContext, task: BlockTask) -> BlockReport:
+def score_block(context: RunContext, task: BlockTask) -> BlockReport | Declined:
     """Score one block in this process; the function that Dask runs."""
     global _worker
     if _worker is None or _worker.context != context:
         _worker = Worker(context)
+    if _worker.out_of_time:
+        from distributed import get_worker
+
+        return Declined(get_worker().address, f"{task} might outlast the time limit of its job")
     return _worker.run(task)
+
+
+def _name() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"

@@ -1,0 +1,234 @@
+"""Workers inside a SLURM allocation, one for each GPU of every node.
+
+The launcher runs in the batch step (or in the shell of ``salloc``) and is the scheduler; ``srun``
+starts each worker as a step of its own, so that one that ends can be started again without
+disturbing the others. A step sees all GPUs of its node and takes the one of its number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import dask
+from distributed import Client, Scheduler
+from distributed.deploy.spec import SpecCluster
+
+from daskcurv.clusters import slurm_commands
+from daskcurv.clusters.base import (
+    say_where_the_dashboard_is,
+    scheduler_settings,
+    worker_names,
+)
+from daskcurv.clusters.fleet import End, Fleet
+from daskcurv.clusters.options import ClusterOptions, check_interface
+from daskcurv.clusters.run_directory import credentials, run_directory
+from daskcurv.clusters.slurm import ALLOWED_FAILURES, DEATH_TIMEOUT_SECONDS, HESITATE_SECONDS
+from daskcurv.errors import ClusterError
+from daskcurv.logs import LOG_DIR
+
+log = logging.getLogger(__name__)
+
+_FAREWELL_SECONDS = 20.0
+
+
+@dataclass
+class Slot:
+    """A place for a worker: one GPU of one node.
+
+    Attributes
+    ----------
+    node : str
+    number : int
+        Of the GPU among the node's.
+    log : Path
+    starts : int
+    step : Popen, optional
+        The ``srun`` of the worker that holds it now.
+    start_at : float
+        Not to be filled before then, by the monotonic clock.
+    """
+
+    node: str
+    number: int
+    log: Path
+    starts: int = 0
+    step: subprocess.Popen[bytes] | None = None
+    start_at: float = field(default=0.0)
+
+    @property
+    def worker(self) -> str:
+        """Name of the worker that holds it now."""
+        return f"{self.node}-{self.number}.{self.starts}"
+
+
+@contextmanager
+def allocation_cluster(options: ClusterOptions, directory: Path) -> Iterator[Steps]:
+    """Run workers on the nodes of this allocation for as long as the context lasts.
+
+    Raises
+    ------
+    ClusterError
+        If this is not a process of an allocation, or it has no GPUs.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        raise ClusterError(
+            "--cluster allocation is for use inside a SLURM allocation, and SLURM_JOB_ID is not "
+            "set; start it under salloc or sbatch, or use --submit"
+        )
+    slurm_commands.check_installed("srun", "scontrol")
+    check_interface(options.interface)
+    slots = slots_of(job, options.device)
+    with run_directory(directory) as private, contextlib.ExitStack() as stack:
+        security = None if options.insecure else credentials(private)
+        stack.enter_context(dask.config.set(scheduler_settings(ALLOWED_FAILURES)))
+        scheduler = {
+            "cls": Scheduler,
+            "options": {
+                "protocol": "tls://" if security else "tcp://",
+                "security": security,
+                "interface": options.interface,
+                "dashboard": True,
+                "dashboard_address": "127.0.0.1:0",
+            },
+        }
+        cluster = stack.enter_context(
+            SpecCluster(workers={}, scheduler=scheduler, security=security, silence_logs=50)
+        )
+        client = stack.enter_context(Client(cluster, security=security))
+        say_where_the_dashboard_is(cluster.dashboard_link)
+        options_of_worker = ["--death-timeout", str(DEATH_TIMEOUT_SECONDS)]
+        if security:
+            tls = security.get_tls_config_for_role("worker")
+            for name in ("ca_file", "cert", "key"):
+                options_of_worker += [f"--tls-{name.replace('_', '-')}", str(tls[name])]
+        if options.interface:
+            options_of_worker += ["--interface", options.interface]
+        device = "cpu" if options.device == "cpu" else "cuda"
+        command = ["--device", device, cluster.scheduler_address, *options_of_worker]
+        steps = Steps(client, slots, command)
+        log.info(
+            "%d workers on %d nodes of allocation %s; their logs are %s",
+            len(slots),
+            len({slot.node for slot in slots}),
+            job,
+            _log_of(job, "*", "*"),
+        )
+        stack.callback(steps.close)
+        yield steps
+
+
+class Steps:
+    """The workers of an allocation; a `daskcurv.clusters.base.Cluster`.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    slots : list of Slot
+    arguments : list of str
+        Of `daskcurv.clusters.worker`, but for slot and name.
+    """
+
+    def __init__(self, client: Client, slots: list[Slot], arguments: list[str]):
+        self.client = client
+        self._slots, self._arguments = slots, arguments
+        self._fleet = Fleet(len(slots))
+        self._joined: set[str] = set()
+
+    def block_done(self) -> None:
+        """Note that some worker finished a block."""
+        self._fleet.block_done()
+
+    def tend(self) -> str:
+        """Start workers where there are none; see `daskcurv.clusters.base.Cluster`."""
+        now = time.monotonic()
+        connected = set(worker_names(self.client))
+        if connected:
+            self._joined |= connected
+            self._fleet.joined()
+        for slot in self._slots:
+            if slot.step is not None and (status := slot.step.poll()) is not None:
+                slot.step = None
+                end = End(
+                    slot.worker,
+                    "FAILED" if status else "COMPLETED",
+                    slot.node,
+                    status,
+                    slot.worker in self._joined,
+                    log=slot.log,
+                )
+                self._fleet.end(end, len(connected))
+                slot.start_at = now + (HESITATE_SECONDS if self._fleet.hesitant else 0)
+            if slot.step is None and now >= slot.start_at and self._may_have(slot):
+                self._start(slot)
+        return f"{len(connected)} of {len(self._slots)} workers running"
+
+    def _may_have(self, slot: Slot) -> bool:
+        return slot.node not in self._fleet.excluded
+
+    def _start(self, slot: Slot) -> None:
+        slot.starts += 1
+        slot.step = subprocess.Popen(
+            [
+                "srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={slot.node}",
+                "--kill-on-bad-exit=0", f"--output={slot.log}", "--open-mode=append",
+                sys.executable, "-m", "daskcurv.clusters.worker", *self._arguments,
+                "--slot", str(slot.number), "--step", slot.worker,
+            ],
+            stdin=subprocess.DEVNULL,
+            # A terminal's Ctrl-C is the launcher's affair.
+            start_new_session=True,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """End all workers."""
+        steps = [slot.step for slot in self._slots if slot.step is not None]
+        with contextlib.suppress(OSError, TimeoutError):
+            self.client.retire_workers(list(self.client.nthreads()))
+        deadline = time.monotonic() + _FAREWELL_SECONDS
+        for sent in (signal.SIGTERM, signal.SIGKILL):
+            for step in steps:
+                if step.poll() is None:
+                    step.send_signal(sent)
+            for step in steps:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    step.wait(max(1.0, deadline - time.monotonic()))
+
+
+def slots_of(job: str, device: str) -> list[Slot]:
+    """Return a slot for each GPU of each node of a job.
+
+    On CPUs, a node without GPUs has one slot.
+
+    Raises
+    ------
+    ClusterError
+        If there are no GPUs and `device` is not the CPU.
+    """
+    nodes = slurm_commands.nodes_of(job)
+    counts = {node: max(count, 1) if device == "cpu" else count for node, count in nodes.items()}
+    if not sum(counts.values()):
+        raise ClusterError(
+            f"allocation {job} has no GPUs on {', '.join(nodes) or 'its nodes'}; ask for some, as "
+            "with salloc --gres=gpu:2, or add --device cpu"
+        )
+    LOG_DIR.mkdir(exist_ok=True)
+    return [
+        Slot(node, number, _log_of(job, node, str(number)))
+        for node, count in counts.items()
+        for number in range(count)
+    ]
+
+
+def _log_of(job: str, node: str, number: str) -> Path:
+    return LOG_DIR.absolute() / f"{job}_worker_{node}_{number}.out"

@@ -1,0 +1,70 @@
+"""What the pipeline asks of a cluster, and what all clusters have in common."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from typing import Any, Protocol
+
+from distributed import Client
+
+log = logging.getLogger(__name__)
+
+
+def scheduler_settings(allowed_failures: int) -> dict[str, Any]:
+    """Return Dask's configuration for a scheduler of ours.
+
+    Parameters
+    ----------
+    allowed_failures : int
+        A task that takes its worker down with it is given this many more workers.
+    """
+    return {
+        "distributed.scheduler.allowed-failures": allowed_failures,
+        # Tasks wait at the scheduler, not behind a slow one at a worker.
+        "distributed.scheduler.worker-saturation": 1.0,
+    }
+
+
+class Cluster(Protocol):
+    """Workers that come and go, and the connection to them.
+
+    Attributes
+    ----------
+    client : distributed.Client
+    """
+
+    client: Client
+
+    def tend(self) -> str:
+        """Look after the workers; called about once a second.
+
+        Returns
+        -------
+        str
+            How many there are, and what the others are waiting for.
+
+        Raises
+        ------
+        ClusterError
+            If there will be no workers.
+        """
+
+    def block_done(self) -> None:
+        """Note that some worker finished a block."""
+
+
+def say_where_the_dashboard_is(link: str) -> None:
+    """Log how to look at a dashboard that only this host can reach."""
+    port = link.rsplit(":", 1)[1].split("/")[0]
+    host = socket.gethostname()
+    log.info(
+        "dashboard: ssh -L %s:127.0.0.1:%s %s, then http://127.0.0.1:%s/status",
+        port, port, host, port,
+    )  # fmt: skip
+
+
+def worker_names(client: Client) -> list[str]:
+    """Return the names of the workers that are connected."""
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    return [str(worker["name"]) for worker in workers.values()]

@@ -1,0 +1,183 @@
+"""When to replace a worker's job, when to shun a node, and when to give up.
+
+The launcher asks for N jobs and wants N workers, for days. A job that ends is replaced, whatever
+the reason: jobs are preempted, nodes fail, time limits pass. But a job script that can never work
+must not be submitted for ever. So every end is judged: was it the cluster's doing, or evidence
+against the job? The rules, all in `Fleet.end`, count evidence since the last sign of health.
+
+Nothing here talks to SLURM; ends come in as plain data.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from daskcurv.errors import ClusterError
+
+log = logging.getLogger(__name__)
+
+TRIES = 3
+"""Ends without a worker, or on one node, or by the time limit, that are evidence enough."""
+
+UNFIT = 90
+"""Exit status of a worker whose node failed the check of its device."""
+
+_NOT_ITS_FAULT = ("PREEMPTED", "NODE_FAIL", "CANCELLED", "REVOKED")
+_LOG_LINES = 6
+
+
+@dataclass(frozen=True)
+class End:
+    """How a worker's job ended.
+
+    Attributes
+    ----------
+    job : str
+        Its id.
+    state : str
+        SLURM's word for it, or ``"REJECTED"`` if it was never accepted.
+    node : str
+        Empty if it never had one.
+    exit_status : int
+    joined : bool
+        Whether its worker had ever joined the scheduler.
+    reason : str
+        SLURM's reason, where it gave one.
+    log : Path, optional
+    """
+
+    job: str
+    state: str
+    node: str = ""
+    exit_status: int = 0
+    joined: bool = False
+    reason: str = ""
+    log: Path | None = None
+
+    def __str__(self) -> str:
+        if self.state == "REJECTED":
+            return f"the submission was refused: {self.reason}"
+        where = f" on {self.node}" if self.node else ""
+        status = f", exit status {self.exit_status}" if self.exit_status else ""
+        reason = f" ({self.reason})" if self.reason not in ("", "None") else ""
+        return f"job {self.job}{where} ended: {self.state}{status}{reason}"
+
+    @property
+    def is_evidence(self) -> bool:
+        """Whether it speaks against the job rather than for a busy cluster."""
+        if self.state in _NOT_ITS_FAULT:
+            return False
+        # One that is finished after it had joined was asked to leave.
+        return not (self.joined and self.state == "COMPLETED")
+
+
+class Fleet:
+    """Judges the ends of jobs.
+
+    Parameters
+    ----------
+    wanted : int
+        Number of workers that are to be held.
+
+    Attributes
+    ----------
+    excluded : set of str
+        Nodes that failed their check `TRIES` times.
+    """
+
+    def __init__(self, wanted: int):
+        self.excluded: set[str] = set()
+        self._wanted = wanted
+        self._unfit: Counter[str] = Counter()
+        self._without_worker: list[End] = []
+        self._without_block: list[End] = []
+
+    def joined(self) -> None:
+        """Note that a worker is there, so that the job script works somewhere."""
+        self._without_worker.clear()
+
+    def block_done(self) -> None:
+        """Note that a block was computed, so that workers work."""
+        self._without_worker.clear()
+        self._without_block.clear()
+
+    @property
+    def hesitant(self) -> bool:
+        """Whether so much failed lately that the next job had better wait a little."""
+        return len(self._without_worker) >= TRIES or len(self._without_block) >= TRIES
+
+    def end(self, end: End, workers: int) -> None:
+        """Take note of an end.
+
+        Parameters
+        ----------
+        end : End
+        workers : int
+            How many workers are there now.
+
+        Raises
+        ------
+        ClusterError
+            If there is no point in going on.
+        """
+        if not end.is_evidence:
+            log.info("%s; it is replaced", end)
+            return
+        log.warning("%s", end)
+        if end.exit_status == UNFIT and end.node:
+            self._unfit[end.node] += 1
+            if self._unfit[end.node] == TRIES:
+                self.excluded.add(end.node)
+                log.warning(
+                    "node %s failed its check %d times and gets no more workers: %s",
+                    end.node,
+                    TRIES,
+                    last_lines(end.log, 1) or "see its log",
+                )
+        self._without_block.append(end)
+        if not end.joined:
+            self._without_worker.append(end)
+        if workers == 0 and self._nowhere():
+            raise _hopeless("no worker could be started", self._without_worker)
+        late = [other for other in self._without_block if other.joined and other.state == "TIMEOUT"]
+        if len(late) >= TRIES:
+            raise _hopeless(
+                "jobs reach their time limit before a block is done; give a longer --time, or a "
+                "smaller --block_size to a new store",
+                late,
+            )
+        if len(self._without_block) >= TRIES + 2 * self._wanted:
+            raise _hopeless("workers keep dying before a block is done", self._without_block)
+
+    def _nowhere(self) -> bool:
+        """Whether enough jobs failed to start, and not just on one bad node."""
+        ends = self._without_worker
+        if len(ends) < TRIES:
+            return False
+        bad_node = {end.node for end in ends if end.exit_status == UNFIT}
+        return len(bad_node) != 1 or not all(end.exit_status == UNFIT for end in ends)
+
+
+def _hopeless(what: str, ends: list[End]) -> ClusterError:
+    last = ends[-1]
+    text = f"{what}; given up after {len(ends)} tries. The last: {last}"
+    for end in reversed(ends):
+        if lines := last_lines(end.log, _LOG_LINES):
+            text += f"\n{end.log} ends with:\n  " + lines.replace("\n", "\n  ")
+            break
+    return ClusterError(text)
+
+
+def last_lines(path: Path | None, count: int) -> str:
+    """Return the last lines of a log, empty if there is none."""
+    if path is None:
+        return ""
+    try:
+        with open(path, errors="replace") as file:
+            lines = [line.rstrip() for line in file if line.strip()]
+    except OSError:
+        return ""
+    return "\n".join(lines[-count:])

@@ -1,0 +1,232 @@
+"""Where workers are to come from: the options of every kind of cluster, checked.
+
+What a site has in common for all its users, such as partition and account, can stand in a file:
+YAML under the key ``daskcurv.slurm``, in ``~/.config/dask/`` or wherever else Dask looks for its
+configuration. What is said on the command line wins.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import dask
+import psutil
+
+from daskcurv.config import check_positive
+from daskcurv.errors import ConfigError
+
+CLUSTERS = ("local", "slurm", "allocation", "connect")
+DEVICES = ("auto", "cuda", "cpu")
+SITE_KEY = "daskcurv.slurm"
+NO_GRES = "none"
+
+_TIME = re.compile(r"(\d+|\d+:\d+|\d+:\d+:\d+|\d+-\d+(:\d+){0,2})")
+_MEMORY = re.compile(r"(\d+)([KMGT]?)B?", re.IGNORECASE)
+_GRES = re.compile(r"gpu(:[A-Za-z][^:,]*)?(:\d+)?")
+_LISTS = ("prologue", "sbatch_extra")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions:
+    """What was asked for.
+
+    Attributes
+    ----------
+    cluster : {"local", "slurm", "allocation", "connect"}
+    device : {"auto", "cuda", "cpu"}
+        What workers compute on. ``"auto"`` is the GPU, except that local workers take the CPU
+        where no GPU is visible.
+    workers : int, optional
+        Local worker processes.
+    scheduler : str, optional
+        Address, or file with the address, of the running Dask scheduler to connect to.
+    insecure : bool
+        Go without TLS.
+    gpus : int
+        Jobs to hold in the queue or running, one GPU each.
+    nodes : int
+        Nodes of the allocation that ``--submit --cluster allocation`` asks for.
+    partition, account, qos, time, constraint : str, optional
+        As for ``sbatch``.
+    cpus_per_gpu : int
+    mem_per_gpu : str
+        As in ``sbatch --mem``: a number with K, M, G or T.
+    gres : str
+        What each job (with an allocation, each node) asks for; ``"none"`` for nothing.
+    prologue : tuple of str
+        Shell lines that a job runs before its worker.
+    sbatch_extra : tuple of str
+        Further options of ``sbatch`` for worker jobs.
+    submit_extra : tuple of str
+        Further options of ``sbatch`` for the launcher's own job.
+    interface : str, optional
+        Network interface that launcher and workers talk over.
+    """
+
+    cluster: str = "local"
+    device: str = "auto"
+    workers: int | None = None
+    scheduler: str | None = None
+    insecure: bool = False
+    gpus: int = 1
+    nodes: int = 1
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time: str | None = None
+    cpus_per_gpu: int = 2
+    mem_per_gpu: str = "8G"
+    constraint: str | None = None
+    gres: str = "gpu:1"
+    prologue: tuple[str, ...] = ()
+    sbatch_extra: tuple[str, ...] = ()
+    submit_extra: tuple[str, ...] = ()
+    interface: str | None = None
+
+    def __post_init__(self) -> None:
+        check_positive(
+            workers=self.workers, gpus=self.gpus, nodes=self.nodes, cpus_per_gpu=self.cpus_per_gpu
+        )
+        _check_choice("cluster", self.cluster, CLUSTERS)
+        _check_choice("device", self.device, DEVICES)
+        if self.cluster == "connect" and not self.scheduler:
+            raise ConfigError(
+                "--cluster connect needs --scheduler: the scheduler's address, such as "
+                "tls://10.1.2.3:8786, or its scheduler file"
+            )
+        if self.time is not None and not _TIME.fullmatch(self.time):
+            raise ConfigError(
+                f"time is {self.time!r}; expected minutes, hours:minutes:seconds or "
+                "days-hours:minutes:seconds, such as 12:00:00"
+            )
+        if not _MEMORY.fullmatch(self.mem_per_gpu):
+            raise ConfigError(
+                f"mem_per_gpu is {self.mem_per_gpu!r}; expected a number with K, M, G or T, such "
+                "as 8G"
+            )
+        if self.gres != NO_GRES and not _GRES.fullmatch(self.gres):
+            raise ConfigError(
+                f"gres is {self.gres!r}; expected gpu:1, gpu:TYPE:1 or {NO_GRES}. Other resources "
+                "can be asked for with --sbatch_extra"
+            )
+        for line in (*self.sbatch_extra, *self.submit_extra):
+            if not line.startswith("-"):
+                raise ConfigError(
+                    f"{line!r} is not an option of sbatch; expected something like --exclusive "
+                    "(write --sbatch_extra=--exclusive)"
+                )
+
+    @property
+    def gpus_per_node(self) -> int:
+        """GPUs that `gres` names; 0 for none."""
+        if self.gres == NO_GRES:
+            return 0
+        last = self.gres.rpartition(":")[2]
+        return int(last) if last.isdigit() else 1
+
+    @property
+    def megabytes_per_gpu(self) -> int:
+        """`mem_per_gpu` in MB, as SLURM counts them."""
+        found = _MEMORY.fullmatch(self.mem_per_gpu)
+        assert found is not None
+        factor = {"K": 1 / 1024, "M": 1, "": 1, "G": 1024, "T": 1024**2}[found[2].upper()]
+        return max(1, round(int(found[1]) * factor))
+
+
+SLURM_OPTIONS = (
+    "gpus", "nodes", "partition", "account", "qos", "time", "cpus_per_gpu", "mem_per_gpu",
+    "constraint", "gres", "prologue", "sbatch_extra", "submit_extra", "interface",
+)  # fmt: skip
+"""Options that only mean something to SLURM, and may stand in the site's file."""
+
+
+def cluster_options(given: Mapping[str, Any]) -> ClusterOptions:
+    """Return the options: those given, the site's for the rest, then defaults.
+
+    Parameters
+    ----------
+    given : mapping
+        Names that are not fields of `ClusterOptions` are passed over.
+
+    Raises
+    ------
+    ConfigError
+        For values that cannot be used, and options that do not go together.
+    """
+    names = {field.name for field in fields(ClusterOptions)}
+    chosen = {name: value for name, value in given.items() if name in names}
+    cluster = chosen.get("cluster", "local")
+    slurm = cluster in ("slurm", "allocation") or given.get("submit", False)
+    if not slurm and (stray := [name for name in SLURM_OPTIONS if name in chosen]):
+        raise ConfigError(
+            f"--{stray[0]} is for jobs of SLURM; add --cluster slurm, or leave it out"
+        )
+    if cluster != "local" and "workers" in chosen:
+        raise ConfigError(
+            f"--workers is for local workers; with --cluster {cluster}, "
+            + ("say --gpus" if cluster == "slurm" else "there is one for each GPU")
+        )
+    if cluster != "connect" and "scheduler" in chosen:
+        raise ConfigError("--scheduler is for --cluster connect")
+    for name in (*_LISTS, "submit_extra"):
+        if name in chosen:
+            chosen[name] = tuple(chosen[name])
+    return ClusterOptions(**{**(site_settings() if slurm else {}), **chosen})
+
+
+def site_settings() -> dict[str, Any]:
+    """Return what the site's configuration file says.
+
+    Raises
+    ------
+    ConfigError
+        Naming a key that there is not, or whose value has the wrong kind.
+    """
+    section = dask.config.get(SITE_KEY, None) or {}
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{SITE_KEY} in Dask's configuration is {section!r}; expected a mapping")
+    settings: dict[str, Any] = {}
+    for key, value in section.items():
+        name = str(key).replace("-", "_")
+        if name not in SLURM_OPTIONS:
+            raise ConfigError(
+                f"{SITE_KEY}.{key} in Dask's configuration is not a setting; expected one of "
+                f"{', '.join(SLURM_OPTIONS)}"
+            )
+        if value is not None:
+            settings[name] = _site_value(name, value)
+    return settings
+
+
+def _site_value(name: str, value: Any) -> Any:
+    where = f"{SITE_KEY}.{name} in Dask's configuration is {value!r}"
+    if name in ("gpus", "nodes", "cpus_per_gpu"):
+        if not isinstance(value, int):
+            raise ConfigError(f"{where}; expected a whole number")
+        return value
+    if name in (*_LISTS, "submit_extra"):
+        lines = value.splitlines() if isinstance(value, str) else value
+        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+            raise ConfigError(f"{where}; expected lines of text, or a list of them")
+        return tuple(lines)
+    if name == "time" and not isinstance(value, str):
+        # YAML reads 12:00:00 as a number in base 60.
+        raise ConfigError(f'{where}; write it in quotes, such as "12:00:00"')
+    return str(value)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+
+
+def check_interface(name: str | None) -> None:
+    """Raise `ConfigError` unless this host has a network interface of that name."""
+    if name is not None and name not in (known := psutil.net_if_addrs()):
+        raise ConfigError(
+            f"interface is {name!r}, which this host does not have; expected one of "
+            f"{', '.join(known)}"
+        )

@@ -1,0 +1,139 @@
+"""What a run leaves beside its store while it lasts: credentials, and the name of its jobs.
+
+A launcher that ends in the ordinary way, by an error or by a signal takes the directory and the
+jobs along. One that is killed cannot; so a guard, a shell that does nothing but wait for the
+launcher's end of a pipe to close, does it instead. If the guard was killed too, the next launch on
+the same store does, which is safe as it holds the store's lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import logging
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from distributed.security import Security
+
+from daskcurv.clusters import slurm_commands
+from daskcurv.errors import ClusterError
+
+log = logging.getLogger(__name__)
+
+_JOBS = "jobs.json"
+_GUARD = """
+trap '' HUP INT TERM
+cat > /dev/null
+[ -z "$3" ] || scancel --quiet --user="$2" --name="$3"
+rm -rf "$1"
+"""
+
+
+@contextmanager
+def run_directory(path: Path, job_name: str | None = None) -> Iterator[Path]:
+    """Hold a private directory for as long as the context lasts.
+
+    Parameters
+    ----------
+    path : Path
+        One that exists is what a killed launcher left; its jobs are cancelled first.
+    job_name : str, optional
+        Name of the SLURM jobs that are to end with the launcher.
+
+    Yields
+    ------
+    Path
+        `path`, empty, with mode 0700.
+
+    Raises
+    ------
+    ClusterError
+        If it cannot be created, or be kept from other users.
+    """
+    _clear(path)
+    try:
+        path.mkdir(mode=0o700, parents=True)
+        path.chmod(0o700)
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if job_name:
+            (path / _JOBS).write_text(json.dumps({"name": job_name}))
+    except OSError as error:
+        raise ClusterError(f"cannot create {path}: {error.strerror}") from error
+    guard = subprocess.Popen(
+        ["sh", "-c", _GUARD, "sh", str(path), getpass.getuser(), job_name or ""],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        if mode & 0o077:
+            raise ClusterError(
+                f"{path} cannot be kept from other users: its file system gives it mode {mode:o}, "
+                "so credentials in it would not be secret. Put --store on another file system, "
+                "or go without TLS by --insecure"
+            )
+        yield path
+    finally:
+        with guard:
+            guard.kill()
+        _clear(path)
+
+
+def _clear(path: Path) -> None:
+    """Cancel the jobs that a directory names, and remove it."""
+    if not path.exists():
+        return
+    name = None
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        name = str(json.loads((path / _JOBS).read_text())["name"])
+    if name:
+        try:
+            slurm_commands.cancel(name)
+        except slurm_commands.SlurmError as error:
+            log.warning("jobs named %s could not be cancelled: %s", name, error)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def credentials(directory: Path) -> Security:
+    """Make temporary TLS credentials, as files that only their owner can read.
+
+    Whoever has them can talk to scheduler and workers, and so run code as their owner.
+
+    Parameters
+    ----------
+    directory : Path
+        On a file system that the workers see.
+
+    Raises
+    ------
+    ClusterError
+    """
+    try:
+        made = Security.temporary()
+    except ImportError as error:
+        raise ClusterError(
+            f"no TLS between processes: {error}. Install the package cryptography, or go without "
+            "TLS by --insecure"
+        ) from error
+    files = {}
+    for name in ("tls_ca_file", "tls_scheduler_cert", "tls_scheduler_key"):
+        path = directory / f"{name}.pem"
+        try:
+            path.touch(mode=0o600)
+            path.write_text(getattr(made, name))
+        except OSError as error:
+            raise ClusterError(f"cannot write credentials to {path}: {error.strerror}") from error
+        files[name] = str(path)
+    roles = {
+        f"tls_{role}_{kind}": files[f"tls_scheduler_{kind}"]
+        for role in ("client", "scheduler", "worker")
+        for kind in ("cert", "key")
+    }
+    return Security(require_encryption=True, tls_ca_file=files["tls_ca_file"], **roles)

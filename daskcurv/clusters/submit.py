@@ -1,0 +1,121 @@
+"""The launcher as a SLURM job of its own, for login nodes that allow no long processes.
+
+With ``--cluster slurm`` the job needs no GPU: it submits its workers as further jobs. With
+``--cluster allocation`` it brings its GPUs along. When its time limit comes near, the launcher
+stops with exit code 3, and the job puts itself back into the queue until nothing is left to do.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from daskcurv.clusters import slurm_commands
+from daskcurv.clusters.options import NO_GRES, ClusterOptions
+from daskcurv.clusters.slurm import request
+from daskcurv.errors import ClusterError, ConfigError
+from daskcurv.logs import LAUNCHER_LOG, LOG_DIR
+
+LAUNCHER_CPUS = 2
+LAUNCHER_MEGABYTES = 4096
+
+_SCRIPT = """\
+#!/bin/bash
+{directives}
+{prologue}
+# No set -e from here on: the launcher's exit code says how to go on.
+set +e
+cd {directory}
+{command}
+code=$?
+if [ $code -eq 3 ]; then
+    # The time limit came before the end; what is finished is kept.
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $code
+"""
+
+
+def launcher_script(options: ClusterOptions, words: Sequence[str]) -> str:
+    """Return the script of the launcher's job.
+
+    Parameters
+    ----------
+    options : ClusterOptions
+    words : sequence of str
+        The command line.
+
+    Raises
+    ------
+    ConfigError
+        If workers would be on this machine, and so in the job.
+    """
+    if options.cluster not in ("slurm", "allocation"):
+        raise ConfigError(
+            "--submit needs --cluster slurm (workers in jobs of their own) or --cluster allocation "
+            "(workers inside the submitted job)"
+        )
+    pairs = [
+        ("job-name", "daskcurv"),
+        ("output", str(LOG_DIR.absolute() / LAUNCHER_LOG.format(job="%j"))),
+        ("open-mode", "append"),
+        ("partition", options.partition),
+        ("account", options.account),
+        ("time", options.time),
+    ]
+    if options.cluster == "slurm":
+        pairs += [
+            ("nodes", "1"),
+            ("ntasks", "1"),
+            ("cpus-per-task", str(LAUNCHER_CPUS)),
+            ("mem", f"{LAUNCHER_MEGABYTES}M"),
+        ]
+    else:
+        workers = max(1, options.gpus_per_node)
+        pairs += [
+            ("nodes", str(options.nodes)),
+            ("ntasks-per-node", str(workers)),
+            ("cpus-per-task", str(options.cpus_per_gpu)),
+            ("mem", f"{options.megabytes_per_gpu * workers + LAUNCHER_MEGABYTES}M"),
+            ("gres", None if options.gres == NO_GRES else options.gres),
+        ]
+    shared = request(options) if options.cluster == "allocation" else request_qos(options)
+    directives = [f"--{name}={shlex.quote(value)}" for name, value in pairs if value]
+    directives += ["--requeue", *shared, *options.submit_extra]
+    return _SCRIPT.format(
+        directives="\n".join(f"#SBATCH {directive}" for directive in directives),
+        prologue="\n".join(["set -e", *options.prologue]),
+        directory=shlex.quote(str(Path.cwd())),
+        command=shlex.join([sys.executable, "-m", "daskcurv", *_without_submit(words)]),
+    )
+
+
+def request_qos(options: ClusterOptions) -> list[str]:
+    """Return `request` without the constraint, which is about GPUs."""
+    return [line for line in request(options) if not line.startswith("--constraint")]
+
+
+def _without_submit(words: Sequence[str]) -> list[str]:
+    return [word for word in words if word not in ("--submit", "--print_job_script")]
+
+
+def submit(script: str) -> tuple[str, Path]:
+    """Submit a launcher's script; return the job's id and where its log will be.
+
+    Raises
+    ------
+    ClusterError
+        With SLURM's reason if it is refused.
+    """
+    slurm_commands.check_installed("sbatch", "scontrol")
+    LOG_DIR.mkdir(exist_ok=True)
+    done = subprocess.run(
+        ["sbatch", "--parsable"], input=script, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ClusterError(f"SLURM does not take the job: {slurm_commands.said(done.stderr)}")
+    job = done.stdout.strip().split(";")[0]
+    return job, LOG_DIR.absolute() / LAUNCHER_LOG.format(job=job)

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +13,24 @@ import pytest
 
 from daskcurv.cli import main
 from tests.builders import write_checkpoints, write_cifar
+from tests.minislurm import MiniSlurm, missing_programs
 
 REPOSITORY = Path(__file__).parent.parent
 
 
 class Project:
-    """A directory with a small training run's files, to launch the program in."""
+    """A directory with a small training run's files, to launch the program in.
 
-    def __init__(self, root: Path):
+    Parameters
+    ----------
+    root : Path
+    environment : dict, optional
+        Of the programs that are run; by default this process's.
+    """
+
+    def __init__(self, root: Path, environment: dict[str, str] | None = None):
         self.root = root
+        self.environment = environment
         self.data = root / "cifar-100-python"
         self.models = root / "model_parameters"
         self.store = root / "curvature.zarr"
@@ -41,6 +50,7 @@ class Project:
         return subprocess.Popen(
             [sys.executable, REPOSITORY / "scripts" / f"{script}.py", *arguments],
             cwd=self.root,
+            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -68,6 +78,29 @@ def project(tmp_path: Path) -> Project:
     write_cifar(project.data)
     write_checkpoints(project.models, [0, 1, 2, 4])
     return project
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[MiniSlurm]:
+    """Two nodes with two fake GPUs each, and a partition whose jobs preempt the others'."""
+    if missing := missing_programs():
+        text = f"SLURM's {', '.join(missing)} not found; .ci/run says what to install"
+        (pytest.fail if "CI" in os.environ else pytest.skip)(text)
+    partitions = {
+        "low": "PriorityTier=1",
+        "high": "PriorityTier=10",
+        "short": "PriorityTier=1 MaxTime=5",
+    }
+    with MiniSlurm(nodes=2, cpus=8, gpus=2, partitions=partitions) as slurm:
+        yield slurm
+
+
+@pytest.fixture
+def slurm(slurm_cluster: MiniSlurm) -> Iterator[MiniSlurm]:
+    """The SLURM cluster with nothing on it, before and after."""
+    slurm_cluster.reset()
+    yield slurm_cluster
+    slurm_cluster.reset()
 
 
 @pytest.fixture

@@ -125,11 +125,15 @@ class MiniSlurm:
         shown = self.run("scontrol", "--details", "show", "job", job)
         return dict(re.findall(r"(\S+?)=(\S*)", shown))
 
+    def resume(self, node: str) -> None:
+        """Bring a node back that was set down; one that is back by itself already stays so."""
+        self.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
+
     def reset(self) -> None:
         """Cancel all jobs and wait until all nodes are idle."""
         self.run("scancel", f"--user={getpass.getuser()}", check=False)
         for node in self.nodes:
-            self.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
+            self.resume(node)
         idle = ["idle"] * len(self.nodes)
         wait_for(
             lambda: not self.jobs() and self.run("sinfo", "-hNo%T", "-plow").split() == idle, 30

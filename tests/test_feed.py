@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from distributed import get_worker
 
 from daskcurv.clusters import local
 from daskcurv.clusters.local import local_cluster
 from daskcurv.errors import ConfigError, DataError, StoreWriteError
 from daskcurv.pipeline import feed as feeding
-from daskcurv.pipeline.feed import Done, SetAside, feed
+from daskcurv.pipeline.feed import Declined, Done, SetAside, feed
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,41 @@ def test_a_task_that_fails_now_and_then_is_tried_again(cluster, tmp_path):
 def test_a_full_disk_stops_everything_at_once(cluster):
     with pytest.raises(StoreWriteError, match="disk full"):
         list(feed(cluster, fill_the_disk, range(1000)))
+
+
+def decline_at_first(task: tuple[str, int]):
+    """Decline the first task that any worker is given."""
+    directory, number = task
+    try:
+        (Path(directory) / "declined").touch(exist_ok=False)
+    except FileExistsError:
+        return number
+    return Declined(get_worker().address, "its time is up")
+
+
+def test_a_worker_that_declines_leaves_and_another_does_its_task(tmp_path):
+    with local_cluster(2) as cluster:
+        tasks = [(str(tmp_path), number) for number in range(12)]
+        events = list(feed(cluster, decline_at_first, tasks))
+        assert cluster.tend() == "1 workers"
+    done = sorted(event.report for event in events if isinstance(event, Done))
+    assert done == list(range(12))
+
+
+def test_when_time_is_up_what_runs_is_awaited_and_the_rest_is_left(cluster):
+    drawn = []
+
+    def tasks() -> Iterator[int]:
+        for number in range(1000):
+            drawn.append(number)
+            yield number
+
+    done: list[int] = []
+    for event in feed(cluster, slowly, tasks(), lambda: len(done) < 5):
+        if isinstance(event, Done):
+            done.append(event.task)
+    assert sorted(done) == drawn
+    assert 5 <= len(done) <= 5 + 2 * feeding.TASKS_PER_WORKER
 
 
 def test_tasks_are_drawn_only_a_few_per_worker_ahead(cluster):

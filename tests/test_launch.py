@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +23,10 @@ import daskcurv.pipeline.launch as launching
 from daskcurv.checkpoints import check_all
 from daskcurv.classes import Schedule, class_order_of
 from daskcurv.cli import main
+from daskcurv.clusters.environment import DEADLINE
 from daskcurv.config import EstimatorConfig
 from daskcurv.dataset import normalise, prepare, read_cifar
+from daskcurv.errors import ClusterError
 from daskcurv.models import ModelSpec
 from daskcurv.pipeline.task import BlockTask, RunContext, Worker
 from daskcurv.storage import ResultsStore
@@ -161,6 +164,39 @@ def test_results_do_not_depend_on_the_order_of_blocks(project):
         stores.append(store)
     for name in MEASURES:
         np.testing.assert_array_equal(stores[0].read(name, 0), stores[1].read(name, 0))
+
+
+def test_a_worker_takes_no_block_that_might_outlast_its_job(project, monkeypatch):
+    cifar = read_cifar(project.data)
+    store = make_store(project.root / "store", cifar, block_size=60)
+    prepared = prepare(cifar, project.root / "inputs")
+    context = RunContext(
+        store.path, prepared, EstimatorConfig(), "all", TINY, Schedule(4, 4, 2), tuple(range(10))
+    )
+
+    def declines(seconds_left: float, longest_block: float) -> bool:
+        monkeypatch.setenv(DEADLINE, str(time.time() + seconds_left))
+        worker = Worker(context)
+        worker._longest = longest_block
+        return worker.out_of_time
+
+    assert not declines(1000, longest_block=0)
+    assert not declines(1000, longest_block=700)
+    assert declines(1000, longest_block=900)
+    assert declines(10, longest_block=0)
+    monkeypatch.delenv(DEADLINE)
+    assert not Worker(context).out_of_time
+
+
+def test_a_gpu_run_does_not_fall_back_to_cpus_in_silence(project, monkeypatch):
+    cifar = read_cifar(project.data)
+    store = make_store(project.root / "store", cifar, block_size=60)
+    context = RunContext(
+        store.path, project.root, EstimatorConfig(), "all", TINY, Schedule(), (), device="cuda"
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ClusterError, match="no GPU is visible to worker"):
+        Worker(context)
 
 
 def make_store(path: Path, cifar, block_size: int) -> ResultsStore:

@@ -1,0 +1,12 @@
+"""The task of `scheduler_scale.py`: it is sent by name, so it needs a module that has one."""
+
+from __future__ import annotations
+
+import os
+
+from daskcurv.pipeline.task import BlockReport, BlockTask
+
+
+def nothing(task: BlockTask) -> BlockReport:
+    """Return a report like that of a computed block."""
+    return BlockReport(True, 0.0, 0.0, f"node:{os.getpid()}", "cpu", 512, "none")

@@ -1,16 +1,18 @@
-"""What `estimators.py` measures: the methods, the limit, and a network to try them on."""
+"""What the benchmarks of curvature measure: the methods, the limit, networks to try them on."""
 
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from daskcurv.config import EstimatorConfig
@@ -111,12 +113,35 @@ def all_methods(device: torch.device, config: EstimatorConfig) -> list[Method]:
 
 
 def referee(
-    model: nn.Module, inputs: tuple[Tensor, ...], device: torch.device, config: EstimatorConfig
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    device: torch.device,
+    config: EstimatorConfig,
+    classes: Sequence[int] | None = None,
 ) -> Tensor:
     """Return the curvatures by direct finite differences in float64."""
     settings = replace(config, method="finite-difference", precision="auto")
-    scorer = Scorer(model, settings, device=device, batch_size=16, dtype=torch.float64)
+    scorer = Scorer(
+        model,
+        settings,
+        classes=classes,
+        device=device,
+        batch_size=min(32, len(inputs[0])),
+        dtype=torch.float64,
+    )
     return torch.from_numpy(scorer.score(*inputs).curvature)
+
+
+def error(found: Tensor, expected: Tensor) -> dict[str, float | None]:
+    """Return how curvatures differ from those expected, which are in float64."""
+    relative = ((found.double() - expected) / expected).abs()
+    rank = float(spearmanr(found.numpy(), expected.numpy()).statistic)
+    return {
+        "median": relative.median().item(),
+        "worst": relative.max().item(),
+        # Undefined where all are equal.
+        "spearman": None if math.isnan(rank) else rank,
+    }
 
 
 def _scorer_run(
@@ -269,15 +294,31 @@ class Checkpoint:
     model: nn.Module
 
 
-def train(
-    images: Tensor, labels: Tensor, width: int, steps: int, device: torch.device, seed: int
-) -> Iterator[Checkpoint]:
-    """Train a ResNet-18 for 3 or more steps and yield it early, half-way and in the end."""
-    generator = torch.Generator().manual_seed(seed)
+def resnet18(seed: int, width: int = 64, norm: str = "batch") -> nn.Module:
+    """Return an untrained ResNet-18."""
+    return seeded(seed, ModelSpec(width=width, norm=norm).build)
+
+
+def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
+    """Return the network that `build` returns for a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = ModelSpec(width=width).build().to(device).train()
-    optimiser = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9)
+        return build()
+
+
+def train(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    steps: int,
+    device: torch.device,
+    seed: int,
+    learning_rate: float = LEARNING_RATE,
+) -> Iterator[Checkpoint]:
+    """Train a network for 3 or more steps and yield it early, half-way and in the end."""
+    generator = torch.Generator().manual_seed(seed)
+    model = model.to(device).train()
+    optimiser = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=0.9)
     names = {max(1, steps // 12): "early", max(2, steps // 2): "middle", steps: "late"}
     losses: list[float] = []
     for step in range(1, steps + 1):

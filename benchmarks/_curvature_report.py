@@ -1,4 +1,4 @@
-"""What `estimators.py` prints, writes and draws."""
+"""What the benchmarks of curvature print, write and draw."""
 
 from __future__ import annotations
 
@@ -91,14 +91,14 @@ def speed_table(speed: Rows, errors: Errors) -> str:
     return _table(head, lines)
 
 
-def error_table(errors: dict[str, Errors]) -> str:
-    """Return one line for each method and checkpoint."""
-    head = ["method", "checkpoint", "median error", "worst error", "Spearman"]
+def error_table(errors: dict[str, Errors], of: str = "checkpoint") -> str:
+    """Return one line for each method and checkpoint, or what else the keys are."""
+    head = ["method", of, "median error", "worst error", "Spearman"]
     methods = dict.fromkeys(name for found in errors.values() for name in found)
     lines = [
-        [method, checkpoint, *_error_cells(found[method])]
+        [method, key, *_error_cells(found[method])]
         for method in methods
-        for checkpoint, found in errors.items()
+        for key, found in errors.items()
         if method in found
     ]
     return _table(head, lines)

@@ -40,11 +40,12 @@ from _curvature_methods import (
     Run,
     all_methods,
     digits,
+    error,
     referee,
+    resnet18,
     train,
 )
 from _curvature_report import environment, error_table, plot, speed_table
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from daskcurv.clusters.environment import WORKER_ENVIRONMENT
@@ -75,7 +76,7 @@ def main() -> None:
         kernels.KERNELS.compile()
 
     config = EstimatorConfig(h=args.h, n_probes=args.n_probes, seed=SEED)
-    methods = all_methods(device, config)
+    methods = _chosen(all_methods(device, config), args.methods)
     images, labels = digits(SEED)
     samples = _take(images, labels, args.samples)
     # Half of the samples are held out, if there are not too many.
@@ -83,7 +84,8 @@ def main() -> None:
     pool = slice(held_out, held_out + TRAINED_ON)
     checkpoints, errors = [], {}
     skipped: list[str] = []
-    for checkpoint in train(images[pool], labels[pool], args.width, args.train_steps, device, SEED):
+    network = resnet18(SEED, args.width)
+    for checkpoint in train(network, images[pool], labels[pool], args.train_steps, device, SEED):
         _say(f"{checkpoint.name}: step {checkpoint.step}, training loss {checkpoint.loss:.3f}")
         checkpoints.append(checkpoint)
         batch_size = min(args.batch_sizes[0], args.samples)
@@ -152,6 +154,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, help="for the errors; default: 24; on a GPU 256")
     parser.add_argument("--width", type=int, default=64, help="of the ResNet-18")
     parser.add_argument("--train_steps", type=int, default=60)
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="as in the tables; default: all"
+    )
     parser.add_argument("--no_compile", action="store_true", help="leave the kernels as they are")
     parser.add_argument("--out", type=Path, help="JSON")
     parser.add_argument("--plot", type=Path, help="PNG")
@@ -166,6 +171,14 @@ def _arguments() -> argparse.Namespace:
     if not cuda:
         args.threads = args.threads or len(os.sched_getaffinity(0))
     return args
+
+
+def _chosen(methods: list[Method], names: list[str] | None) -> list[Method]:
+    """Return the methods of these names; where a precision is very slow, it can be left out."""
+    known = [method.name for method in methods]
+    if unknown := set(names or ()) - set(known):
+        raise SystemExit(f"--methods: {sorted(unknown)} not among {known}")
+    return [method for method in methods if not names or method.name in names]
 
 
 def _collect_warnings() -> list[str]:
@@ -213,14 +226,7 @@ def _errors(
         )
         if found is None:
             continue
-        relative = ((found.double() - expected) / expected).abs()
-        rank = float(spearmanr(found.numpy(), expected.numpy()).statistic)
-        results[method.name] = {
-            "median": relative.median().item(),
-            "worst": relative.max().item(),
-            # Undefined where all are equal.
-            "spearman": None if math.isnan(rank) else rank,
-        }
+        results[method.name] = error(found, expected)
     return results
 
 

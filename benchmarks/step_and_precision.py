@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _curvature_methods import digits, train
+from _curvature_methods import digits, resnet18, train
 from _curvature_report import environment
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -52,7 +52,8 @@ def main() -> None:
     args = parser.parse_args()
     images, labels = digits(SEED)
     device = torch.device("cpu")
-    *_, late = train(images[:TRAINED_ON], labels[:TRAINED_ON], 64, args.train_steps, device, SEED)
+    pool = images[:TRAINED_ON], labels[:TRAINED_ON]
+    *_, late = train(resnet18(SEED), *pool, args.train_steps, device, SEED)
     # Half of them were trained on.
     rows = torch.arange(TRAINED_ON - args.samples // 2, TRAINED_ON + args.samples // 2)
     result = {

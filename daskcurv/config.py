@@ -38,7 +38,8 @@ class EstimatorConfig:
     ----------
     method : str
         One of `METHODS`; ``"auto"`` is difference propagation where it is supported and passes its
-        self-check, else direct finite differences.
+        self-check, else direct finite differences; these too on a CPU without fast bfloat16, unless
+        a precision is given.
     precision : {"auto", "bfloat16", "tf32", "float32"}
         Of the differences that difference propagation carries; ``"auto"`` is bfloat16 where the
         device is fast at it, else float32.

@@ -277,7 +277,8 @@ def score_samples(
         Each sample's index in its training set, which selects its probes; by default 0 … N−1.
     method : {"auto", "difference-propagation", "finite-difference", "zeroth-order"}
         Estimator. ``"auto"`` is difference propagation where the model allows it and a self-check
-        on the first samples passes, else direct finite differences (always, if images are float64).
+        on the first samples passes, else direct finite differences (always, if images are float64,
+        or on a CPU without fast bfloat16 if `precision` is left to ``"auto"``).
         ``"zeroth-order"`` takes second differences of the loss alone and leaves `directional_eig`
         and `grad_norm` NaN.
     precision : {"auto", "bfloat16", "tf32", "float32"}

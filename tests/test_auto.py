@@ -12,14 +12,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from daskcurv import score_samples
+from daskcurv import open_results, score_samples
 from daskcurv.config import EstimatorConfig
 from daskcurv.errors import ConfigError
-from daskcurv.estimators import kernels
+from daskcurv.estimators import auto, kernels
+from daskcurv.estimators.difference_propagation import DifferencePropagation
 from daskcurv.estimators.kernels import Kernels
 from daskcurv.estimators.layers import Rectifier
 from daskcurv.scoring import Scorer
 from tests.builders import make_model
+from tests.conftest import Project
+
+
+@pytest.fixture(autouse=True)
+def fast_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Most of what is tested here is tried only by CPUs that have it.
+    monkeypatch.setattr(auto, "has_fast_bfloat16", lambda device: True)
 
 
 @pytest.fixture
@@ -88,13 +96,13 @@ def test_a_network_without_rules_is_scored_directly_and_the_module_named(
     messages, samples, odd, what
 ):
     model = network(odd)
-    auto = score_samples(model, *samples, n_probes=2)
+    found = score_samples(model, *samples, n_probes=2)
     (record,) = messages.records
     assert record.levelname == "WARNING"
     assert "direct finite differences instead of difference propagation" in record.message
     assert re.search(what, record.message)
     direct = score_samples(model, *samples, n_probes=2, method="finite-difference")
-    np.testing.assert_array_equal(auto.curvature, direct.curvature)
+    np.testing.assert_array_equal(found.curvature, direct.curvature)
     with pytest.raises(ConfigError, match=what):
         score_samples(model, *samples, n_probes=2, method="difference-propagation")
 
@@ -120,10 +128,10 @@ def test_a_wrong_rule_fails_the_self_check(messages, monkeypatch, samples):
     right = Rectifier.backward
     monkeypatch.setattr(Rectifier, "backward", lambda self, parts: 1.02 * right(self, parts))
     model = make_model()
-    auto = score_samples(model, *samples, n_probes=2)
+    found = score_samples(model, *samples, n_probes=2)
     assert "in the self-check on 5 samples they differ by" in messages.text
     direct = score_samples(model, *samples, n_probes=2, method="finite-difference")
-    np.testing.assert_array_equal(auto.curvature, direct.curvature)
+    np.testing.assert_array_equal(found.curvature, direct.curvature)
 
 
 def test_the_method_is_chosen_by_the_samples_given(monkeypatch, samples):
@@ -132,12 +140,47 @@ def test_the_method_is_chosen_by_the_samples_given(monkeypatch, samples):
     assert scorer.method.startswith("difference-propagation")
 
 
+def test_a_cpu_without_fast_bfloat16_takes_direct_differences(monkeypatch, messages, samples):
+    monkeypatch.setattr(auto, "has_fast_bfloat16", lambda device: False)
+    monkeypatch.setattr(DifferencePropagation, "__call__", None)
+    model = make_model()
+    found = score_samples(model, *samples, n_probes=2)
+    direct = score_samples(model, *samples, n_probes=2, method="finite-difference")
+    np.testing.assert_array_equal(found.curvature, direct.curvature)
+    assert messages.records == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"precision": "float32"}, {"method": "difference-propagation"}, {"precision": "bfloat16"}],
+)
+def test_without_fast_bfloat16_propagation_can_be_asked_for(monkeypatch, samples, settings):
+    monkeypatch.setattr(auto, "has_fast_bfloat16", lambda device: False)
+    scorer = Scorer(make_model(), EstimatorConfig(n_probes=2, **settings), batch_size=5)
+    scorer.choose_method(samples[0], samples[1], torch.arange(5))
+    assert scorer.method == f"difference-propagation, {settings.get('precision', 'float32')}"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_store_begun_with_propagation_goes_on_with_it(
+    project: Project, dry_launch, monkeypatch, precision
+):
+    run = project.launch("--epochs", "0", "--precision", precision, "--no_export")
+    assert run.returncode == 0, run.stdout
+    results = open_results(project.store)
+    assert results.method.sel(epoch=0) == f"difference-propagation, {precision}"
+    for fast in (False, True):
+        monkeypatch.setattr(auto, "has_fast_bfloat16", lambda device, fast=fast: fast)
+        # Another method would be refused.
+        assert dry_launch() == 0
+
+
 def test_float64_is_scored_directly_unless_asked_otherwise(monkeypatch, samples):
     images, labels = samples[0].double(), samples[1]
     model = make_model()
-    auto = score_samples(model, images, labels, n_probes=2)
+    found = score_samples(model, images, labels, n_probes=2)
     direct = score_samples(model, images, labels, n_probes=2, method="finite-difference")
-    np.testing.assert_array_equal(auto.curvature, direct.curvature)
+    np.testing.assert_array_equal(found.curvature, direct.curvature)
 
 
 @pytest.mark.parametrize(

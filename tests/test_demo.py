@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread
 from sklearn.metrics import roc_auc_score
 
@@ -14,8 +15,10 @@ import daskcurv
 from daskcurv import score_samples
 from daskcurv.checkpoints import read_state_dict
 from daskcurv.cli import main
+from daskcurv.clusters.local import visible_gpus
 from daskcurv.dataset import normalise, read_cifar
 from daskcurv.demo import FLIPPED_FRACTION, LAST_EPOCH, SPEC
+from daskcurv.estimators.auto import has_fast_bfloat16
 
 
 def test_the_demo_finds_the_flipped_labels(demo):
@@ -66,10 +69,12 @@ def test_the_demo_goes_on_where_it_was(demo, monkeypatch, capsys):
     assert "AUROC" in captured.out
 
 
-def test_the_demo_uses_difference_propagation_and_agrees_with_direct_differences(demo):
+def test_the_demo_uses_the_fast_method_and_agrees_with_direct_differences(demo):
     root, _ = demo
     results = daskcurv.open_results(root / "demo" / "curvature.zarr").load()
-    assert all(method.startswith("difference-propagation") for method in results.method.values)
+    fast = has_fast_bfloat16(torch.device("cuda" if visible_gpus() else "cpu"))
+    expected = "difference-propagation, bfloat16" if fast else "finite-difference"
+    assert set(results.method.values) == {expected}
     cifar = read_cifar(root / "demo" / "cifar-100-python")
     ratios = []
     for epoch in (0, 6, LAST_EPOCH):

@@ -98,6 +98,10 @@ class Auto:
 def settle(config: EstimatorConfig, device: torch.device) -> EstimatorConfig:
     """Return the settings with their precision decided for a device.
 
+    A CPU without fast bfloat16 also settles the method, if both are left to ``"auto"``: direct
+    finite differences. A precision that is given, or that a store was begun with, leaves the method
+    as it is.
+
     Raises
     ------
     ConfigError
@@ -111,8 +115,13 @@ def settle(config: EstimatorConfig, device: torch.device) -> EstimatorConfig:
         )
     if config.precision != "auto":
         return config
-    fast = propagates and has_fast_bfloat16(device)
-    return replace(config, precision="bfloat16" if fast else "float32")
+    if propagates and has_fast_bfloat16(device):
+        return replace(config, precision="bfloat16")
+    if config.method == "auto" and device.type == "cpu":
+        # In float32, propagation is no more accurate, and slower while its kernels are not compiled
+        # (docs/estimators.md); nor is a self-check needed.
+        config = replace(config, method="finite-difference")
+    return replace(config, precision="float32")
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

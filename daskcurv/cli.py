@@ -370,7 +370,7 @@ def _print_or_submit(options: LaunchOptions, args: argparse.Namespace) -> int:
     if "submit" in args:
         script = launcher_script(options.cluster, args.words)
     elif options.cluster.cluster == "slurm":
-        from daskcurv.clusters.slurm import job_script
+        from daskcurv.clusters.job_script import job_script
 
         script = job_script(options.cluster)
     else:

@@ -18,8 +18,8 @@ import yaml
 from daskcurv.cli import main
 from daskcurv.clusters import gpu_check, run_directory, slurm_commands, worker
 from daskcurv.clusters.environment import DEADLINE
+from daskcurv.clusters.job_script import import_jobqueue, job_script
 from daskcurv.clusters.options import SLURM_OPTIONS, ClusterOptions, cluster_options, site_settings
-from daskcurv.clusters.slurm import import_jobqueue, job_script
 from daskcurv.clusters.slurm_commands import parse_duration
 from daskcurv.clusters.submit import launcher_script
 from daskcurv.errors import ClusterError, ConfigError
@@ -144,7 +144,7 @@ def test_settings_of_dask_jobqueue_s_own_do_not_leak_into_the_script():
 
 def test_importing_dask_jobqueue_leaves_ctrl_c_and_the_home_directory_alone(tmp_path):
     program = (
-        "import signal; from daskcurv.clusters.slurm import import_jobqueue; import_jobqueue();"
+        "import signal; from daskcurv.clusters.job_script import import_jobqueue as load; load();"
         "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
     )
     environment = {**os.environ, "HOME": str(tmp_path)}

@@ -18,8 +18,10 @@ SETTINGS = ("--block_size", "20")
 
 
 @contextmanager
-def dask_cluster(root: Path, threads: int = 1) -> Iterator[Path]:
-    """A scheduler and two workers; gives the scheduler's file."""
+def dask_cluster(
+    root: Path, threads: int = 1
+) -> Iterator[tuple[Path, list[subprocess.Popen[bytes]]]]:
+    """A scheduler and two workers; gives the scheduler's file, and their processes."""
     file = root / "scheduler.json"
     here = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
     dask = [sys.executable, "-m", "dask"]
@@ -34,7 +36,7 @@ def dask_cluster(root: Path, threads: int = 1) -> Iterator[Path]:
         join = ["--scheduler-file", str(file), "--nworkers", "2", "--nthreads", str(threads)]
         with subprocess.Popen([*dask, "worker", *here, *join], stderr=log, cwd=root) as workers:
             try:
-                yield file
+                yield file, [scheduler, workers]
             finally:
                 workers.terminate()
                 scheduler.terminate()
@@ -50,15 +52,14 @@ def test_a_running_cluster_gives_the_same_results_and_is_left_running(project, t
     reference.root.mkdir()
     reference.data, reference.models = project.data, project.models
     assert_ok(reference.launch(*SETTINGS, "--workers", "1"))
-    with dask_cluster(tmp_path) as file:
-        run = connect(project, file)
-        assert_ok(run)
-        assert_same_results(results(project.store), results(reference.store))
-        assert_ok(connect(project, file, "--store", str(tmp_path / "again.zarr"), "--no_export"))
+    with dask_cluster(tmp_path) as (file, processes):
+        assert_ok(connect(project, file))
+        assert [process.poll() for process in processes] == [None, None]
+    assert_same_results(results(project.store), results(reference.store))
 
 
 def test_workers_of_several_threads_are_refused(project, tmp_path):
-    with dask_cluster(tmp_path, threads=2) as file:
+    with dask_cluster(tmp_path, threads=2) as (file, _):
         run = connect(project, file)
     assert run.returncode == 2
     assert "has 2 threads" in run.stdout

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import dask
 import pytest
 from distributed import get_worker
 
@@ -16,6 +17,7 @@ from daskcurv.clusters.local import local_cluster
 from daskcurv.errors import ConfigError, DataError, StoreWriteError
 from daskcurv.pipeline import feed as feeding
 from daskcurv.pipeline.feed import Declined, Done, SetAside, feed
+from tests.minislurm import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,56 @@ def test_a_task_that_fails_now_and_then_is_tried_again(cluster, tmp_path):
 def test_a_full_disk_stops_everything_at_once(cluster):
     with pytest.raises(StoreWriteError, match="disk full"):
         list(feed(cluster, fill_the_disk, range(1000)))
+
+
+class DiesWhenFetched:
+    """Takes its worker down when it is first sent to the launcher."""
+
+    def __init__(self, died: Path):
+        self.died = died
+
+    def __reduce__(self):
+        if not self.died.exists():
+            self.died.touch()
+            os._exit(1)
+        return str, ("fetched",)
+
+
+def give_away(directory: str):
+    """Return a result that is lost at first; compute it again once the cluster was tended."""
+    died, tended = Path(directory) / "died", Path(directory) / "tended"
+    if died.exists():
+        wait_for(tended.exists, 60)
+    return DiesWhenFetched(died)
+
+
+class Tended(local.LocalWorkers):
+    """Notes when it is tended after a worker has died."""
+
+    def __init__(self, client, directory: Path):
+        super().__init__(client)
+        self._directory = directory
+
+    def tend(self) -> str:
+        if (self._directory / "died").exists():
+            (self._directory / "tended").touch()
+        return super().tend()
+
+
+def test_a_cluster_is_tended_while_a_lost_result_is_computed_again(cluster, tmp_path):
+    tended = Tended(cluster.client, tmp_path)
+    events = [e for e in feed(tended, give_away, [str(tmp_path)]) if isinstance(e, Done)]
+    assert [event.report for event in events] == ["fetched"]
+
+
+def test_a_worker_that_takes_long_to_come_back_is_waited_for(tmp_path):
+    # Dask's own patience is 15 s by default, which a busy machine can exceed.
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "10ms"}),
+        local_cluster(1) as cluster,
+    ):
+        events = list(feed(Tended(cluster.client, tmp_path), give_away, [str(tmp_path)]))
+        assert [event.report for event in events if isinstance(event, Done)] == ["fetched"]
 
 
 def decline_at_first(task: tuple[str, int]):

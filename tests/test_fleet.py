@@ -24,9 +24,18 @@ def test_what_the_cluster_does_to_jobs_is_never_held_against_them(fleet, state, 
         fleet.end(End(str(number), state, "node1", joined=joined), workers=0)
 
 
-def test_workers_that_were_asked_to_leave_are_replaced_for_ever(fleet):
+def test_workers_that_leave_in_time_are_replaced_as_long_as_blocks_get_done(fleet):
     for number in range(100):
         fleet.end(End(str(number), "COMPLETED", "node1", joined=True), workers=0)
+        fleet.block_done()
+
+
+def test_workers_that_leave_before_any_block_is_done_are_given_up(fleet):
+    farewell = End("1", "COMPLETED", "node1", joined=True)
+    for _ in range(TRIES + 2 * WANTED - 1):
+        fleet.end(farewell, workers=2)
+    with pytest.raises(ClusterError, match="keep ending before a block is done"):
+        fleet.end(farewell, workers=2)
 
 
 def test_jobs_that_never_join_are_given_up_with_the_last_one_s_reason_and_log(fleet, tmp_path):
@@ -111,7 +120,7 @@ def test_workers_that_keep_dying_before_a_block_is_done_are_given_up(fleet):
     for _ in range(TRIES + 2 * WANTED - 1):
         fleet.joined()
         fleet.end(died, workers=2)
-    with pytest.raises(ClusterError, match=r"keep dying before a block is done.*OUT_OF_MEMORY"):
+    with pytest.raises(ClusterError, match=r"keep ending before a block is done.*OUT_OF_MEMORY"):
         fleet.end(died, workers=2)
 
 

@@ -81,7 +81,7 @@ def launched(project: Project, *options: str) -> Iterator[subprocess.Popen[str]]
     finally:
         if process.poll() is None:
             process.kill()
-            process.communicate()
+        process.communicate()
 
 
 @pytest.fixture

@@ -29,16 +29,17 @@ from daskcurv.clusters.base import (
     scheduler_settings,
     worker_names,
 )
-from daskcurv.clusters.fleet import End, Fleet
+from daskcurv.clusters.fleet import HESITATE_SECONDS, End, Fleet
+from daskcurv.clusters.job_script import DEATH_TIMEOUT_SECONDS
 from daskcurv.clusters.options import ClusterOptions, check_interface
-from daskcurv.clusters.run_directory import credentials, run_directory
-from daskcurv.clusters.slurm import ALLOWED_FAILURES, DEATH_TIMEOUT_SECONDS, HESITATE_SECONDS
+from daskcurv.clusters.run_directory import open_credentials, run_directory
+from daskcurv.clusters.slurm import ALLOWED_FAILURES
 from daskcurv.errors import ClusterError
 from daskcurv.logs import LOG_DIR
 
 log = logging.getLogger(__name__)
 
-_FAREWELL_SECONDS = 20.0
+_FAREWELL_SECONDS = 10.0
 
 
 @dataclass
@@ -90,7 +91,7 @@ def allocation_cluster(options: ClusterOptions, directory: Path) -> Iterator[Ste
     check_interface(options.interface)
     slots = slots_of(job, options.device)
     with run_directory(directory) as private, contextlib.ExitStack() as stack:
-        security = None if options.insecure else credentials(private)
+        security = open_credentials(private, options.insecure)
         stack.enter_context(dask.config.set(scheduler_settings(ALLOWED_FAILURES)))
         scheduler = {
             "cls": Scheduler,
@@ -178,31 +179,33 @@ class Steps:
 
     def _start(self, slot: Slot) -> None:
         slot.starts += 1
-        slot.step = subprocess.Popen(
-            [
-                "srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={slot.node}",
-                "--kill-on-bad-exit=0", f"--output={slot.log}", "--open-mode=append",
-                sys.executable, "-m", "daskcurv.clusters.worker", *self._arguments,
-                "--slot", str(slot.number), "--step", slot.worker,
-            ],
-            stdin=subprocess.DEVNULL,
-            # A terminal's Ctrl-C is the launcher's affair.
-            start_new_session=True,
-        )  # fmt: skip
+        with open(slot.log, "ab") as sink:
+            slot.step = subprocess.Popen(
+                [
+                    "srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={slot.node}",
+                    sys.executable, "-m", "daskcurv.clusters.worker", *self._arguments,
+                    "--slot", str(slot.number), "--step", slot.worker,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                # A terminal's Ctrl-C is the launcher's affair.
+                start_new_session=True,
+            )  # fmt: skip
 
     def close(self) -> None:
-        """End all workers."""
+        """End all workers: ask them to, then their steps."""
         steps = [slot.step for slot in self._slots if slot.step is not None]
         with contextlib.suppress(OSError, TimeoutError):
             self.client.retire_workers(list(self.client.nthreads()))
-        deadline = time.monotonic() + _FAREWELL_SECONDS
-        for sent in (signal.SIGTERM, signal.SIGKILL):
+        for sent in (None, signal.SIGTERM, signal.SIGKILL):
+            deadline = time.monotonic() + _FAREWELL_SECONDS
             for step in steps:
-                if step.poll() is None:
+                if sent is not None and step.poll() is None:
                     step.send_signal(sent)
             for step in steps:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    step.wait(max(1.0, deadline - time.monotonic()))
+                    step.wait(max(0.1, deadline - time.monotonic()))
 
 
 def slots_of(job: str, device: str) -> list[Slot]:

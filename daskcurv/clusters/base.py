@@ -23,6 +23,9 @@ def scheduler_settings(allowed_failures: int) -> dict[str, Any]:
         "distributed.scheduler.allowed-failures": allowed_failures,
         # Tasks wait at the scheduler, not behind a slow one at a worker.
         "distributed.scheduler.worker-saturation": 1.0,
+        # A cluster of Dask's closes for good what has not come back by then, by default after 15 s.
+        # A worker that is started again takes longer on a busy machine; a requeued job, hours.
+        "distributed.deploy.lost-worker-timeout": "3650 days",
     }
 
 

@@ -18,7 +18,7 @@ from daskcurv.errors import ClusterError
 
 log = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 30
+CONNECT_SECONDS = 15
 
 
 class ForeignWorkers:

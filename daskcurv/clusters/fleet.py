@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 TRIES = 3
 """Ends without a worker, or on one node, or by the time limit, that are evidence enough."""
 
+HESITATE_SECONDS = 60.0
+"""What lies between two tries while a fleet is hesitant."""
+
 UNFIT = 90
 """Exit status of a worker whose node failed the check of its device."""
 
@@ -68,10 +71,12 @@ class End:
     @property
     def is_evidence(self) -> bool:
         """Whether it speaks against the job rather than for a busy cluster."""
-        if self.state in _NOT_ITS_FAULT:
-            return False
-        # One that is finished after it had joined was asked to leave.
-        return not (self.joined and self.state == "COMPLETED")
+        return self.state not in _NOT_ITS_FAULT
+
+    @property
+    def is_farewell(self) -> bool:
+        """Whether its worker left in good order, as one does whose time is nearly up."""
+        return self.joined and self.state == "COMPLETED"
 
 
 class Fleet:
@@ -126,7 +131,7 @@ class Fleet:
         if not end.is_evidence:
             log.info("%s; it is replaced", end)
             return
-        log.warning("%s", end)
+        log.log(logging.INFO if end.is_farewell else logging.WARNING, "%s", end)
         if end.exit_status == UNFIT and end.node:
             self._unfit[end.node] += 1
             if self._unfit[end.node] == TRIES:
@@ -150,7 +155,7 @@ class Fleet:
                 late,
             )
         if len(self._without_block) >= TRIES + 2 * self._wanted:
-            raise _hopeless("workers keep dying before a block is done", self._without_block)
+            raise _hopeless("workers keep ending before a block is done", self._without_block)
 
     def _nowhere(self) -> bool:
         """Whether enough jobs failed to start, and not just on one bad node."""

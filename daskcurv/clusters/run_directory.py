@@ -101,6 +101,14 @@ def _clear(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def open_credentials(directory: Path, insecure: bool) -> Security | None:
+    """Make credentials, or say what it means to go without."""
+    if not insecure:
+        return credentials(directory)
+    log.warning("--insecure: no TLS; anyone who can reach this host can run programs as you")
+    return None
+
+
 def credentials(directory: Path) -> Security:
     """Make temporary TLS credentials, as files that only their owner can read.
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from daskcurv.clusters import slurm_commands
+from daskcurv.clusters.job_script import request
 from daskcurv.clusters.options import NO_GRES, ClusterOptions
-from daskcurv.clusters.slurm import request
 from daskcurv.errors import ClusterError, ConfigError
 from daskcurv.logs import LAUNCHER_LOG, LOG_DIR
 

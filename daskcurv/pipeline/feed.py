@@ -7,6 +7,7 @@ aside if it keeps failing, while the rest goes on.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import queue
@@ -102,14 +103,25 @@ def feed(
     DaskcurvError
         If the cluster is lost.
     """
-    client = cluster.client
-    finished: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+    client, loop = cluster.client, cluster.client.loop
+    assert loop is not None, "the client is not asynchronous"
+    finished: queue.SimpleQueue[tuple[Future[Any], Any, Exception | None]] = queue.SimpleQueue()
     running: dict[Future[Any], Task] = {}
     failures: Counter[Task] = Counter()
     again: deque[Task] = deque()
     remaining = iter(tasks)
     window = 0
     tended = -math.inf
+
+    async def follow(future: Future[Any]) -> None:
+        # Results are fetched beside the loop below, and not in it: if a worker dies with one, only
+        # another worker can give it, and it takes tending to get that.
+        try:
+            finished.put((future, await client.gather(future, asynchronous=True), None))
+        except asyncio.CancelledError:
+            finished.put((future, None, ClusterError("the scheduler forgot the task")))
+        except Exception as error:
+            finished.put((future, None, error))
 
     def next_task() -> Task | None:
         if not may_start():
@@ -125,17 +137,15 @@ def feed(
             # Keys are left to Dask but never shared: a retried task is a new one.
             future = client.submit(function, task, pure=False)
             running[future] = task
-            future.add_done_callback(finished.put)
+            loop.add_callback(follow, future)
         if not running:
             return
         try:
-            future = finished.get(timeout=POLL_SECONDS)
+            future, report, error = finished.get(timeout=POLL_SECONDS)
         except queue.Empty:
             continue
         task = running.pop(future)
-        error = _error_of(future)
         if error is None:
-            report = future.result()
             if isinstance(report, Declined):
                 log.info("%s leaves: %s", report.worker, report.reason)
                 client.retire_workers([report.worker])
@@ -146,6 +156,9 @@ def feed(
             continue
         if isinstance(error, StoreWriteError):
             raise error
+        if not isinstance(error, DaskcurvError | KilledWorker):
+            lines = traceback.format_exception(type(error), error, error.__traceback__)
+            log.debug("on a worker:\n%s", "".join(lines))
         failures[task] += 1
         if failures[task] < ATTEMPTS:
             log.warning("trying again: %s: %s", task, _reason(error))
@@ -158,19 +171,6 @@ def _count_workers(client: Client) -> int:
     if client.status != "running":
         raise ClusterError("the connection to the Dask scheduler is lost; launch again to go on")
     return len(client.nthreads())
-
-
-def _error_of(future: Future[Any]) -> BaseException | None:
-    """Return why a future did not succeed, with the worker's traceback in the log."""
-    if future.status == "finished":
-        return None
-    if future.status != "error":
-        return DaskcurvError(f"the scheduler forgot the task ({future.status})")
-    error: BaseException = future.exception()
-    if not isinstance(error, DaskcurvError | KilledWorker):
-        lines = traceback.format_exception(type(error), error, future.traceback())
-        log.debug("on a worker:\n%s", "".join(lines))
-    return error
 
 
 def _reason(error: BaseException) -> str:

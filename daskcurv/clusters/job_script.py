@@ -1,0 +1,182 @@
+"""The script of a worker's job, which dask-jobqueue writes and submits.
+
+dask-jobqueue is imported in one place, without what it does by the way, and takes nothing from the
+user's settings for it: those of a site are `daskcurv.clusters.options.site_settings`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import dask
+from distributed.core import Status
+from distributed.security import Security
+
+from daskcurv.clusters import slurm_commands
+from daskcurv.clusters.options import NO_GRES, ClusterOptions
+from daskcurv.logs import LOG_DIR
+
+DEATH_TIMEOUT_SECONDS = 60
+"""For how long a worker looks for a scheduler that is not there."""
+
+_SECTION = "daskcurv"
+
+
+@contextmanager
+def start_cluster(options: ClusterOptions, name: str, security: Security | None) -> Iterator[Any]:
+    """Run a scheduler on this host, whose workers are SLURM jobs; none is submitted yet.
+
+    Parameters
+    ----------
+    options : ClusterOptions
+    name : str
+        Name of the jobs.
+    security : Security, optional
+        With credentials in files.
+
+    Yields
+    ------
+    dask_jobqueue.SLURMCluster
+        Its jobs keep a refusal of SLURM to themselves, in ``refusal``, and closing it cancels none.
+    """
+    jobqueue = import_jobqueue()
+
+    class Job(jobqueue.slurm.SLURMJob):  # type: ignore[name-defined, misc]
+        config_name = _SECTION
+        refusal = ""
+
+        async def start(self) -> None:
+            try:
+                await super().start()
+            except (RuntimeError, OSError, ValueError) as error:
+                stderr = str(error).partition("stderr:\n")[2] or str(error)
+                self.refusal = slurm_commands.said(stderr)
+                self.status = Status.running
+
+        async def close(self) -> None:
+            # All jobs of the run are cancelled at once, by their name.
+            self.status = Status.closed
+
+    class Cluster(jobqueue.SLURMCluster):  # type: ignore[name-defined, misc]
+        job_cls = Job
+
+    # They are looked up whenever a job is made.
+    with (
+        dask.config.set(_no_settings()),
+        Cluster(
+            security=security,
+            protocol="tls://" if security else "tcp://",
+            interface=options.interface,
+            scheduler_options={"dashboard": True, "dashboard_address": "127.0.0.1:0"},
+            silence_logs=logging.CRITICAL,
+            name=name,
+            **job_settings(options, name),
+        ) as cluster,
+    ):
+        yield cluster
+
+
+def job_settings(
+    options: ClusterOptions, name: str, excluded: Set[str] = frozenset()
+) -> dict[str, Any]:
+    """Return what dask-jobqueue is to put into the job script.
+
+    Parameters
+    ----------
+    options : ClusterOptions
+    name : str
+        Name of the jobs.
+    excluded : set of str
+        Nodes to keep away from.
+    """
+    directives = [
+        "--nodes=1",
+        f"--output={shlex.quote(str(worker_log('%j')))}",
+        "--open-mode=append",
+        *request(options),
+    ]
+    if options.gres != NO_GRES:
+        directives.append(f"--gres={options.gres}")
+    if excluded:
+        directives.append(f"--exclude={','.join(sorted(excluded))}")
+    device = "cpu" if options.device == "cpu" else "cuda"
+    return {
+        "job_name": name,
+        "cores": 1,
+        "processes": 1,
+        "job_cpu": options.cpus_per_gpu,
+        "memory": f"{options.megabytes_per_gpu}MiB",
+        "job_mem": f"{options.megabytes_per_gpu}M",
+        "queue": options.partition,
+        "account": options.account,
+        "walltime": options.time,
+        "job_extra_directives": [*directives, *options.sbatch_extra],
+        "job_script_prologue": ["set -e", *options.prologue],
+        "worker_command": "daskcurv.clusters.worker",
+        "worker_extra_args": ["--device", device],
+        "python": shlex.quote(sys.executable),
+        "shebang": "#!/bin/bash",
+        "death_timeout": DEATH_TIMEOUT_SECONDS,
+    }
+
+
+def request(options: ClusterOptions) -> list[str]:
+    """Return the options of ``sbatch`` that all jobs of a run share."""
+    pairs = (("qos", options.qos), ("constraint", options.constraint))
+    return [f"--{name}={shlex.quote(value)}" for name, value in pairs if value]
+
+
+def job_script(options: ClusterOptions) -> str:
+    """Return the script of a worker's job, but for the scheduler's address and the credentials."""
+    jobqueue = import_jobqueue()
+    with dask.config.set(_no_settings()):
+        job = jobqueue.slurm.SLURMJob(
+            f"{'tcp' if options.insecure else 'tls'}://THIS_HOST:PORT",
+            name="worker",
+            config_name=_SECTION,
+            interface=options.interface,
+            **job_settings(options, "daskcurv"),
+        )
+    return str(job.job_script())
+
+
+def import_jobqueue() -> ModuleType:
+    """Import dask-jobqueue without what it does by the way.
+
+    On import it replaces the process's handler of Ctrl-C, and writes a file of commented settings
+    that are not ours into the user's configuration.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    ensure_file = dask.config.ensure_file
+    dask.config.ensure_file = lambda *_, **__: None
+    try:
+        return importlib.import_module("dask_jobqueue")
+    finally:
+        dask.config.ensure_file = ensure_file
+        signal.signal(signal.SIGINT, handler)
+
+
+def _no_settings() -> dict[str, Any]:
+    """Return a section of dask-jobqueue's settings in which nothing is set.
+
+    What is not passed to it, it takes from there.
+    """
+    known = dask.config.get("jobqueue.slurm")
+    empty: dict[str, Any] = {
+        key: [] if isinstance(value, list) else None for key, value in known.items()
+    }
+    return {f"jobqueue.{_SECTION}": {**empty, "scheduler-options": {}}}
+
+
+def worker_log(job: str) -> Path:
+    """Return the log of a worker's job, by the job's id."""
+    return LOG_DIR.absolute() / f"{job}_worker.out"

@@ -127,7 +127,9 @@ def settle(config: EstimatorConfig, device: torch.device) -> EstimatorConfig:
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Return whether a device multiplies bfloat16 matrices faster than float32 ones."""
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
+        # A login node has no GPU of its own; those of the nodes are taken to be of this decade.
+        known = torch.cuda.is_available()
+        return not known or torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":
         return False
     # Older versions of PyTorch do not tell; float32 then is the safe guess.

@@ -7,6 +7,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import dask
 import pytest
@@ -14,7 +16,7 @@ from distributed import get_worker
 
 from daskcurv.clusters import local
 from daskcurv.clusters.local import local_cluster
-from daskcurv.errors import ConfigError, DataError, StoreWriteError
+from daskcurv.errors import ClusterError, ConfigError, DataError, StoreWriteError
 from daskcurv.pipeline import feed as feeding
 from daskcurv.pipeline.feed import Declined, Done, SetAside, feed
 from tests.minislurm import wait_for
@@ -148,6 +150,15 @@ def test_a_worker_that_takes_long_to_come_back_is_waited_for(tmp_path):
     ):
         events = list(feed(Tended(cluster.client, tmp_path), give_away, [str(tmp_path)]))
         assert [event.report for event in events if isinstance(event, Done)] == ["fetched"]
+
+
+def test_a_machine_on_which_no_worker_comes_up_is_not_waited_for_for_ever(monkeypatch):
+    nobody: Any = SimpleNamespace(nthreads=dict)
+    workers = local.LocalWorkers(nobody)
+    assert workers.tend() == "0 workers"
+    monkeypatch.setattr(local, "PATIENCE_SECONDS", -1.0)
+    with pytest.raises(ClusterError, match="no worker process for"):
+        workers.tend()
 
 
 def decline_at_first(task: tuple[str, int]):

@@ -207,6 +207,22 @@ def test_whatever_happens_to_the_jobs_the_run_heals_and_finishes(project, slurm,
     assert slurm.jobs() == []
 
 
+@pytest.mark.slow
+def test_workers_leave_in_good_order_before_their_time_is_up(project, slurm, reference):
+    brake = Brake(project, 10)
+    brake.on()
+    with launched(project, "--time", "2", *brake.options) as process:
+        wait_for(lambda: len(slurm.jobs("COMPLETED")) >= 2, 400)
+        brake.off()
+        output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert slurm.jobs("TIMEOUT", "FAILED") == []
+    assert output.count("might outlast the time limit of its job") >= 2
+    # Only the jobs that were running at the very end were ended from outside.
+    assert len(slurm.jobs("CANCELLED")) <= 1
+    assert_same_results(results(project.store), results(reference.store))
+
+
 def is_worker_of(process: psutil.Process, jobs: list[str], slurm: MiniSlurm) -> bool:
     """Whether a process does the work of one of `jobs`."""
     try:

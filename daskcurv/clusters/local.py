@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,11 +18,12 @@ from distributed.security import Security
 
 from daskcurv.clusters.base import scheduler_settings
 from daskcurv.clusters.environment import WORKER_ENVIRONMENT
-from daskcurv.errors import ConfigError
+from daskcurv.errors import ClusterError, ConfigError
 
 log = logging.getLogger(__name__)
 
 ALLOWED_FAILURES = 3
+PATIENCE_SECONDS = 300.0
 
 
 class LocalWorkers:
@@ -29,10 +31,26 @@ class LocalWorkers:
 
     def __init__(self, client: Client):
         self.client = client
+        self._seen = time.monotonic()
 
     def tend(self) -> str:
-        """Say how many workers there are; those that die are replaced by their nannies."""
-        return f"{len(self.client.nthreads())} workers"
+        """Say how many workers there are; those that die are replaced by their nannies.
+
+        Raises
+        ------
+        ClusterError
+            If there have been none for so long that none can be expected.
+        """
+        count = len(self.client.nthreads())
+        now = time.monotonic()
+        if count:
+            self._seen = now
+        elif now - self._seen > PATIENCE_SECONDS:
+            raise ClusterError(
+                f"there has been no worker process for {PATIENCE_SECONDS:.0f} s; the machine may "
+                "lack memory. Launch again to go on, perhaps with fewer --workers"
+            )
+        return f"{count} workers"
 
     def block_done(self) -> None:
         """Do nothing."""

@@ -59,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     previous = {
         signum: signal.signal(signum, _interrupt)
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        # What is ignored from the start stays so: that is what nohup is for.
+        if signal.getsignal(signum) is not signal.SIG_IGN
     }
     try:
         code: int = args.run(args)

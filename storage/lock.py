@@ -111,6 +111,9 @@ def _take_over_if_stale(path: Path) -> None:
 
 
 def _alive(path: Path, owner: dict[str, Any]) -> bool:
+    if owner.get("job") and owner["job"] == _JOB and owner.get("start") != _START:
+        # SLURM has put that launcher's job back into the queue, and this is its next start.
+        return False
     if owner.get("host") == socket.gethostname() and _started(os.getpid()) and owner.get("started"):
         return bool(_started(owner.get("pid")) == owner["started"])
     return _age(path) < _STALE_SECONDS
@@ -156,6 +159,8 @@ def _read(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+_JOB = os.environ.get("SLURM_JOB_ID")
+_START = os.environ.get("SLURM_RESTART_COUNT", "0")
 _SINCE = time.strftime("%Y-%m-%d %H:%M:%S")
 
 
@@ -165,4 +170,6 @@ def _me() -> dict[str, Any]:
         "pid": os.getpid(),
         "started": _started(os.getpid()),
         "since": _SINCE,
+        "job": _JOB,
+        "start": _START,
     }

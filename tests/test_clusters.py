@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,7 +19,12 @@ import yaml
 from daskcurv.cli import main
 from daskcurv.clusters import gpu_check, run_directory, slurm_commands, worker
 from daskcurv.clusters.environment import DEADLINE
-from daskcurv.clusters.job_script import import_jobqueue, job_script
+from daskcurv.clusters.job_script import (
+    import_jobqueue,
+    job_script,
+    job_settings,
+    start_cluster,
+)
 from daskcurv.clusters.options import SLURM_OPTIONS, ClusterOptions, cluster_options, site_settings
 from daskcurv.clusters.slurm_commands import parse_duration
 from daskcurv.clusters.submit import launcher_script
@@ -44,6 +50,9 @@ REPOSITORY = Path(__file__).parent.parent
         ({"cluster": "slurm", "time": "noon"}, "time is 'noon'; expected minutes"),
         ({"cluster": "slurm", "mem_per_gpu": "much"}, "mem_per_gpu is 'much'; expected a number"),
         ({"cluster": "slurm", "gres": "fpga:1"}, "gres is 'fpga:1'; expected gpu:1"),
+        ({"cluster": "slurm", "gres": "gpu:2"}, "each job is one worker with one GPU"),
+        ({"cluster": "slurm", "nodes": 2}, "--nodes is for --cluster allocation"),
+        ({"cluster": "allocation", "gpus": 2}, "--gpus is for --cluster slurm"),
         ({"cluster": "slurm", "sbatch_extra": ["x"]}, "'x' is not an option of sbatch"),
     ],
 )
@@ -52,7 +61,10 @@ def test_options_that_cannot_be_used_are_named(given, message):
         cluster_options(given)
 
 
-@pytest.mark.parametrize(("gres", "count"), [("gpu", 1), ("gpu:4", 4), ("gpu:h200:2", 2)])
+@pytest.mark.parametrize(
+    ("gres", "count"),
+    [("gpu", 1), ("gpu:4", 4), ("gpu:h200:2", 2), ("gpu:2080ti:3", 3), ("gpu:3g.20gb", 1)],
+)
 def test_gres_tells_how_many_gpus(gres, count):
     assert ClusterOptions(gres=gres).gpus_per_node == count
     assert ClusterOptions(gres="none").gpus_per_node == 0
@@ -130,6 +142,26 @@ def test_the_job_script_asks_for_one_gpu_one_node_and_one_task():
     assert command.startswith(f"{sys.executable} -m daskcurv.clusters.worker tls://")
     assert "--device cuda" in command
     assert lines[lines.index("set -e") + 1] == "module load cuda"
+
+
+def test_nodes_that_user_and_fleet_exclude_are_excluded_together():
+    options = ClusterOptions(cluster="slurm", sbatch_extra=("--exclude=old[1-3]", "--nice"))
+    directives = job_settings(options, "name", {"bad2", "bad1"})["job_extra_directives"]
+    assert [d for d in directives if "exclude" in d] == ["--exclude=bad1,bad2,old[1-3]"]
+    assert "--nice" in directives
+
+
+def test_paths_with_spaces_survive_the_job_script(tmp_path, monkeypatch):
+    directory = tmp_path / "my runs"
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    security = run_directory.credentials(directory)
+    options = ClusterOptions(cluster="slurm", interface="lo")
+    with start_cluster(options, "daskcurv-test", security) as cluster:
+        script = cluster.job_script()
+    words = shlex.split(script.splitlines()[-1])
+    assert words[words.index("--tls-key") + 1] == f"{directory}/tls_scheduler_key.pem"
+    assert f"#SBATCH --output='{directory}/log/%j_worker.out'" in script
 
 
 def test_settings_of_dask_jobqueue_s_own_do_not_leak_into_the_script():
@@ -290,6 +322,24 @@ def test_what_a_killed_launcher_left_is_cleared_away(tmp_path, monkeypatch):
     assert cancelled == ["daskcurv-1"]
 
 
+def test_jobs_that_cannot_be_cancelled_stay_on_record(tmp_path, monkeypatch):
+    def fail(name: str) -> None:
+        raise slurm_commands.SlurmError("Unable to contact slurm controller")
+
+    monkeypatch.setattr(slurm_commands, "cancel", fail)
+    path = tmp_path / "store.zarr.cluster"
+    with run_directory.run_directory(path, "daskcurv-1") as private:
+        run_directory.credentials(private)
+        # Without SLURM's commands, the guard cannot either.
+    wait_for(lambda: not list(path.glob("*.pem")), 10)
+    assert (path / "jobs.json").exists()
+    with (
+        pytest.raises(ClusterError, match="Unable to contact"),
+        run_directory.run_directory(path, "daskcurv-2"),
+    ):
+        pass
+
+
 def test_a_file_system_without_permissions_is_refused(tmp_path, monkeypatch):
     chmod = Path.chmod
     monkeypatch.setattr(Path, "chmod", lambda self, mode: chmod(self, 0o755))
@@ -311,6 +361,14 @@ def test_a_step_takes_the_gpu_of_its_number(monkeypatch, visible, slot, expected
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
     worker.take_slot(slot)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+
+
+def test_what_a_user_prefers_to_see_of_the_queue_does_not_hide_jobs(monkeypatch):
+    monkeypatch.setenv("SQUEUE_PARTITION", "other")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    shown = slurm_commands.call("env")
+    assert "SQUEUE_PARTITION" not in shown
+    assert "SLURM_CONF=/etc/slurm.conf" in shown
 
 
 def test_a_requeued_job_s_worker_has_another_name(monkeypatch):

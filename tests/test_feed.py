@@ -180,6 +180,31 @@ def test_a_worker_that_declines_leaves_and_another_does_its_task(tmp_path):
     assert done == list(range(12))
 
 
+def decline(task):
+    return Declined(get_worker().address, "its time is up")
+
+
+def test_a_worker_that_declines_leaves_even_if_there_is_no_other():
+    with local_cluster(1) as cluster:
+        deadline = time.monotonic() + 60
+        for event in feed(cluster, decline, range(5), may_wait=lambda: not left(cluster)):
+            assert isinstance(event, feeding.Waiting)
+            assert time.monotonic() < deadline
+        assert cluster.tend() == "0 workers"
+
+
+def left(cluster: local.LocalWorkers) -> bool:
+    return not cluster.client.nthreads()
+
+
+def test_when_there_is_no_time_to_wait_what_runs_is_left(cluster):
+    done: list[int] = []
+    for event in feed(cluster, slowly, range(10_000), may_wait=lambda: len(done) < 5):
+        if isinstance(event, Done):
+            done.append(event.task)
+    assert len(done) == 5
+
+
 def test_when_time_is_up_what_runs_is_awaited_and_the_rest_is_left(cluster):
     drawn = []
 

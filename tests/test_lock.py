@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from daskcurv.errors import StoreError, StoreWriteError
-from daskcurv.storage import launcher_lock
+from daskcurv.storage import launcher_lock, lock
 
 HOLDER = """
 import sys
@@ -122,6 +122,20 @@ def test_a_launcher_elsewhere_keeps_its_lock_while_it_touches_it(tmp_path):
         pytest.fail("both hold the lock")
     assert str(path) in str(refusal.value)
     assert [path.name for path in tmp_path.iterdir()] == ["s.lock"]
+
+
+def test_a_requeued_job_takes_over_the_lock_of_its_own_last_start(tmp_path, monkeypatch):
+    store = tmp_path / "store"
+    path = write_lock(tmp_path / "store.lock", host="elsewhere", pid=1, job="7", start="0")
+    with pytest.raises(StoreError, match="another launcher"), launcher_lock(store):
+        pass
+    monkeypatch.setattr(lock, "_JOB", "7")
+    # Another launcher of the same allocation has the same job, and the same start.
+    with pytest.raises(StoreError, match="another launcher"), launcher_lock(store):
+        pass
+    monkeypatch.setattr(lock, "_START", "1")
+    with launcher_lock(store):
+        assert json.loads(path.read_text())["start"] == "1"
 
 
 def test_the_lock_of_a_silent_launcher_elsewhere_is_taken_over(tmp_path, messages):

@@ -29,7 +29,7 @@ from daskcurv.clusters.base import (
     scheduler_settings,
     worker_names,
 )
-from daskcurv.clusters.fleet import HESITATE_SECONDS, End, Fleet
+from daskcurv.clusters.fleet import HESITATE_SECONDS, End, Fleet, last_lines
 from daskcurv.clusters.job_script import DEATH_TIMEOUT_SECONDS
 from daskcurv.clusters.options import ClusterOptions, check_interface
 from daskcurv.clusters.run_directory import open_credentials, run_directory
@@ -65,6 +65,11 @@ class Slot:
     starts: int = 0
     step: subprocess.Popen[bytes] | None = None
     start_at: float = field(default=0.0)
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people."""
+        return f"{self.node} (GPU {self.number})"
 
     @property
     def worker(self) -> str:
@@ -163,19 +168,26 @@ class Steps:
                 end = End(
                     slot.worker,
                     "FAILED" if status else "COMPLETED",
-                    slot.node,
+                    slot.place,
                     status,
                     slot.worker in self._joined,
                     log=slot.log,
                 )
-                self._fleet.end(end, len(connected))
+                running = sum(other.step is not None for other in self._slots)
+                self._fleet.end(end, workers=len(connected), jobs=running, now=now)
                 slot.start_at = now + (HESITATE_SECONDS if self._fleet.hesitant else 0)
             if slot.step is None and now >= slot.start_at and self._may_have(slot):
                 self._start(slot)
+        if not any(slot.step is not None or self._may_have(slot) for slot in self._slots):
+            raise ClusterError(
+                f"none of the {len(self._slots)} GPUs of this allocation is fit for work; the last "
+                f"lines of {self._slots[0].log}:\n  "
+                + last_lines(self._slots[0].log, 3).replace("\n", "\n  ")
+            )
         return f"{len(connected)} of {len(self._slots)} workers running"
 
     def _may_have(self, slot: Slot) -> bool:
-        return slot.node not in self._fleet.excluded
+        return slot.place not in self._fleet.excluded
 
     def _start(self, slot: Slot) -> None:
         slot.starts += 1
@@ -186,6 +198,7 @@ class Steps:
                     sys.executable, "-m", "daskcurv.clusters.worker", *self._arguments,
                     "--slot", str(slot.number), "--step", slot.worker,
                 ],
+                env=_environment_of_steps(),
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,
@@ -231,6 +244,15 @@ def slots_of(job: str, device: str) -> list[Slot]:
         for node, count in counts.items()
         for number in range(count)
     ]
+
+
+def _environment_of_steps() -> dict[str, str]:
+    """Return this process's environment without what would make a step ask for the job's GPUs.
+
+    ``salloc --gpus=4`` leaves SLURM_GPUS=4 behind, and every step of one node would ask for four.
+    """
+    asked = ("SLURM_GPUS", "SLURM_NTASKS", "SLURM_TRES_PER_TASK")
+    return {name: value for name, value in os.environ.items() if not name.startswith(asked)}
 
 
 def _log_of(job: str, node: str, number: str) -> Path:

@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 TRIES = 3
 """Ends without a worker, or on one node, or by the time limit, that are evidence enough."""
 
+PATIENCE_SECONDS = 1800.0
+"""For how long nothing may start once it has, until the launch ends."""
+
 HESITATE_SECONDS = 60.0
 """What lies between two tries while a fleet is hesitant."""
 
@@ -99,14 +102,17 @@ class Fleet:
         self._unfit: Counter[str] = Counter()
         self._without_worker: list[End] = []
         self._without_block: list[End] = []
+        self._failing_since = 0.0
+        self._ever_joined = False
 
     def joined(self) -> None:
         """Note that a worker is there, so that the job script works somewhere."""
+        self._ever_joined = True
         self._without_worker.clear()
 
     def block_done(self) -> None:
         """Note that a block was computed, so that workers work."""
-        self._without_worker.clear()
+        self.joined()
         self._without_block.clear()
 
     @property
@@ -114,7 +120,7 @@ class Fleet:
         """Whether so much failed lately that the next job had better wait a little."""
         return len(self._without_worker) >= TRIES or len(self._without_block) >= TRIES
 
-    def end(self, end: End, workers: int) -> None:
+    def end(self, end: End, *, workers: int, jobs: int, now: float) -> None:
         """Take note of an end.
 
         Parameters
@@ -122,6 +128,10 @@ class Fleet:
         end : End
         workers : int
             How many workers are there now.
+        jobs : int
+            How many jobs are in the queue or running now.
+        now : float
+            By the monotonic clock, in seconds.
 
         Raises
         ------
@@ -132,23 +142,18 @@ class Fleet:
             log.info("%s; it is replaced", end)
             return
         log.log(logging.INFO if end.is_farewell else logging.WARNING, "%s", end)
-        if end.exit_status == UNFIT and end.node:
-            self._unfit[end.node] += 1
-            if self._unfit[end.node] == TRIES:
-                self.excluded.add(end.node)
-                log.warning(
-                    "node %s failed its check %d times and gets no more workers: %s",
-                    end.node,
-                    TRIES,
-                    last_lines(end.log, 1) or "see its log",
-                )
+        if not self._without_worker:
+            self._failing_since = now
         self._without_block.append(end)
         if not end.joined:
             self._without_worker.append(end)
-        if workers == 0 and self._nowhere():
+        if end.exit_status == UNFIT and end.node:
+            self._shun_if_bad(end)
+        nobody = workers == 0 and (jobs == 0 or end.state != "REJECTED")
+        if nobody and self._nowhere(now):
             raise _hopeless("no worker could be started", self._without_worker)
         late = [other for other in self._without_block if other.joined and other.state == "TIMEOUT"]
-        if len(late) >= TRIES:
+        if len(late) >= max(TRIES, self._wanted):
             raise _hopeless(
                 "jobs reach their time limit before a block is done; give a longer --time, or a "
                 "smaller --block_size to a new store",
@@ -157,13 +162,26 @@ class Fleet:
         if len(self._without_block) >= TRIES + 2 * self._wanted:
             raise _hopeless("workers keep ending before a block is done", self._without_block)
 
-    def _nowhere(self) -> bool:
+    def _shun_if_bad(self, end: End) -> None:
+        self._unfit[end.node] += 1
+        if self._unfit[end.node] < TRIES:
+            return
+        self.excluded.add(end.node)
+        log.warning(
+            "%s failed its check %d times and gets no more workers: %s",
+            end.node,
+            TRIES,
+            last_lines(end.log, 1) or "see its log",
+        )
+
+    def _nowhere(self, now: float) -> bool:
         """Whether enough jobs failed to start, and not just on one bad node."""
+        if self._ever_joined:
+            # It has worked before: a file system may be away for a while, or a partition closed.
+            return self.hesitant and now - self._failing_since > PATIENCE_SECONDS
         ends = self._without_worker
-        if len(ends) < TRIES:
-            return False
-        bad_node = {end.node for end in ends if end.exit_status == UNFIT}
-        return len(bad_node) != 1 or not all(end.exit_status == UNFIT for end in ends)
+        bad_node = len({end.node for end in ends}) == 1 and ends[-1].exit_status == UNFIT
+        return len(ends) >= TRIES and not bad_node
 
 
 def _hopeless(what: str, ends: list[End]) -> ClusterError:

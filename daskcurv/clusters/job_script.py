@@ -69,6 +69,9 @@ def start_cluster(options: ClusterOptions, name: str, security: Security | None)
     class Cluster(jobqueue.SLURMCluster):  # type: ignore[name-defined, misc]
         job_cls = Job
 
+        def _get_worker_security(self, security: Security | None) -> Security | None:
+            return None if security is None else _quoted(security)
+
     # They are looked up whenever a job is made.
     with (
         dask.config.set(_no_settings()),
@@ -83,6 +86,17 @@ def start_cluster(options: ClusterOptions, name: str, security: Security | None)
         ) as cluster,
     ):
         yield cluster
+
+
+def _quoted(security: Security) -> Security:
+    """Return credentials whose paths can stand in a shell script as they are."""
+    paths = security.get_tls_config_for_role("worker")
+    return Security(
+        require_encryption=True,
+        tls_ca_file=shlex.quote(str(paths["ca_file"])),
+        tls_worker_cert=shlex.quote(str(paths["cert"])),
+        tls_worker_key=shlex.quote(str(paths["key"])),
+    )
 
 
 def job_settings(
@@ -106,8 +120,11 @@ def job_settings(
     ]
     if options.gres != NO_GRES:
         directives.append(f"--gres={options.gres}")
-    if excluded:
-        directives.append(f"--exclude={','.join(sorted(excluded))}")
+    # The last one counts, so there has to be one.
+    own = [line for line in options.sbatch_extra if line.startswith("--exclude=")]
+    shunned = {line.removeprefix("--exclude=") for line in own} | excluded
+    if shunned:
+        directives.append(f"--exclude={','.join(sorted(shunned))}")
     device = "cpu" if options.device == "cpu" else "cuda"
     return {
         "job_name": name,
@@ -119,7 +136,10 @@ def job_settings(
         "queue": options.partition,
         "account": options.account,
         "walltime": options.time,
-        "job_extra_directives": [*directives, *options.sbatch_extra],
+        "job_extra_directives": [
+            *directives,
+            *(line for line in options.sbatch_extra if line not in own),
+        ],
         "job_script_prologue": ["set -e", *options.prologue],
         "worker_command": "daskcurv.clusters.worker",
         "worker_extra_args": ["--device", device],

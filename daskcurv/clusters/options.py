@@ -25,7 +25,7 @@ NO_GRES = "none"
 
 _TIME = re.compile(r"(\d+|\d+:\d+|\d+:\d+:\d+|\d+-\d+(:\d+){0,2})")
 _MEMORY = re.compile(r"(\d+)([KMGT]?)B?", re.IGNORECASE)
-_GRES = re.compile(r"gpu(:[A-Za-z][^:,]*)?(:\d+)?")
+_GRES = re.compile(r"gpu(:[\w.-]*[A-Za-z_][\w.-]*)?(:\d+)?")
 _LISTS = ("prologue", "sbatch_extra")
 
 
@@ -59,9 +59,9 @@ class ClusterOptions:
     prologue : tuple of str
         Shell lines that a job runs before its worker.
     sbatch_extra : tuple of str
-        Further options of ``sbatch`` for worker jobs.
+        Further options of ``sbatch`` for jobs with GPUs: workers, or a submitted allocation.
     submit_extra : tuple of str
-        Further options of ``sbatch`` for the launcher's own job.
+        Further options of ``sbatch`` for a submitted launcher whose workers are other jobs.
     interface : str, optional
         Network interface that launcher and workers talk over.
     """
@@ -111,6 +111,11 @@ class ClusterOptions:
             raise ConfigError(
                 f"gres is {self.gres!r}; expected gpu:1, gpu:TYPE:1 or {NO_GRES}. Other resources "
                 "can be asked for with --sbatch_extra"
+            )
+        if self.cluster == "slurm" and self.gpus_per_node > 1:
+            raise ConfigError(
+                f"gres is {self.gres!r}; each job is one worker with one GPU (gpu:1). Say --gpus "
+                "for how many jobs"
             )
         for line in (*self.sbatch_extra, *self.submit_extra):
             if not line.startswith("-"):
@@ -169,6 +174,13 @@ def cluster_options(given: Mapping[str, Any]) -> ClusterOptions:
             f"--workers is for local workers; with --cluster {cluster}, "
             + ("say --gpus" if cluster == "slurm" else "there is one for each GPU")
         )
+    if cluster == "allocation" and "gpus" in chosen:
+        raise ConfigError(
+            "--gpus is for --cluster slurm; an allocation has a worker on each of its GPUs. Ask "
+            "for them by --nodes and --gres"
+        )
+    if cluster == "slurm" and "nodes" in chosen:
+        raise ConfigError("--nodes is for --cluster allocation; with --cluster slurm say --gpus")
     if cluster != "connect" and "scheduler" in chosen:
         raise ConfigError("--scheduler is for --cluster connect")
     for name in (*_LISTS, "submit_extra"):

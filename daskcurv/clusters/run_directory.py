@@ -22,6 +22,7 @@ from pathlib import Path
 from distributed.security import Security
 
 from daskcurv.clusters import slurm_commands
+from daskcurv.clusters.slurm_commands import SlurmError
 from daskcurv.errors import ClusterError
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,13 @@ _JOBS = "jobs.json"
 _GUARD = """
 trap '' HUP INT TERM
 cat > /dev/null
-[ -z "$3" ] || scancel --quiet --user="$2" --name="$3"
+rm -f "$1"/*.pem
+tries=0
+until [ -z "$3" ] || scancel --quiet --user="$2" --name="$3"; do
+    tries=$((tries + 1))
+    [ $tries -lt 100 ] || exit 1
+    sleep 10
+done
 rm -rf "$1"
 """
 
@@ -81,23 +88,36 @@ def run_directory(path: Path, job_name: str | None = None) -> Iterator[Path]:
             )
         yield path
     finally:
-        with guard:
-            guard.kill()
-        _clear(path)
+        try:
+            _clear(path)
+        except SlurmError as error:
+            log.warning("jobs could not be cancelled, the guard tries on: %s", error)
+            assert guard.stdin is not None
+            guard.stdin.close()
+            # It outlives this process; nobody waits for it.
+            guard.returncode = 0
+        else:
+            with guard:
+                guard.kill()
 
 
 def _clear(path: Path) -> None:
-    """Cancel the jobs that a directory names, and remove it."""
+    """Cancel the jobs that a directory names, and remove it.
+
+    Raises
+    ------
+    SlurmError
+        If they cannot be cancelled; the directory then still names them.
+    """
     if not path.exists():
         return
     name = None
     with contextlib.suppress(OSError, ValueError, KeyError):
         name = str(json.loads((path / _JOBS).read_text())["name"])
     if name:
-        try:
-            slurm_commands.cancel(name)
-        except slurm_commands.SlurmError as error:
-            log.warning("jobs named %s could not be cancelled: %s", name, error)
+        for key in path.glob("*.pem"):
+            key.unlink(missing_ok=True)
+        slurm_commands.cancel(name)
     shutil.rmtree(path, ignore_errors=True)
 
 

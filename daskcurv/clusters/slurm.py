@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 ALLOWED_FAILURES = 20
 TEND_SECONDS = 3.0
+PAUSE_SECONDS = 30.0
 
 # Reasons for which SLURM lets a job wait that no waiting ends.
 _NEVER_STARTS = {
@@ -151,24 +152,32 @@ class SlurmFleet:
             self._text = f"{len(connected)} of {self._options.gpus} workers, SLURM does not answer"
             return self._text
         self._is_silent = False
-        self._judge(queue, len(connected))
-        self._submit(now)
+        self._judge(queue, len(connected), now)
+        self._submit(queue, now)
         self._look_out_for_stuck_jobs(queue, connected, now)
         self._text = self._describe(queue, connected)
         return self._text
 
-    def _judge(self, queue: dict[str, Job], workers: int) -> None:
+    def _judge(self, queue: dict[str, Job], workers: int, now: float) -> None:
+        ends = []
+        refusal = ""
         for slot, job in list(self._cluster.workers.items()):
             if job.refusal:
                 self._forget(slot)
-                error = SlurmError(job.refusal)
-                if error.transient:
-                    log.warning("SLURM did not take a job, trying again: %s", error)
-                else:
-                    self._fleet.end(End("", "REJECTED", reason=job.refusal), workers)
+                refusal = job.refusal
             elif job.job_id and self._has_ended(job.job_id, queue):
                 self._forget(slot)
-                self._fleet.end(self._end_of(job.job_id, queue), workers)
+                ends.append(self._end_of(job.job_id, queue))
+        if refusal and SlurmError(refusal).transient:
+            log.warning("SLURM did not take a job, trying again: %s", refusal)
+            # It may have, without saying so; that shows in the queue by then.
+            self._submit_at = now + PAUSE_SECONDS
+        elif refusal:
+            # However many were submitted at once, it is one answer.
+            ends.append(End("", "REJECTED", reason=refusal))
+        jobs = sum(job.is_waiting or job.is_running for job in queue.values())
+        for end in ends:
+            self._fleet.end(end, workers=workers, jobs=jobs, now=now)
 
     def _has_ended(self, job_id: str, queue: dict[str, Job]) -> bool:
         job = queue.get(job_id)
@@ -201,16 +210,21 @@ class SlurmFleet:
 
         self._cluster.sync(forget)
 
-    def _submit(self, now: float) -> None:
+    def _submit(self, queue: dict[str, Job], now: float) -> None:
         """Submit what is missing; after a series of failures not at once."""
-        if len(self._cluster.worker_spec) >= self._options.gpus or now < self._submit_at:
+        # A submission that timed out may have made a job all the same.
+        ours = {job.job_id for job in self._cluster.workers.values()}
+        strays = [j for j in queue.values() if j.id not in ours and (j.is_waiting or j.is_running)]
+        wanted = self._options.gpus - len(strays)
+        if len(self._cluster.worker_spec) >= wanted or now < self._submit_at:
             return
-        self._submit_at = now + (HESITATE_SECONDS if self._fleet.hesitant else 0)
+        if self._fleet.hesitant:
+            self._submit_at = now + HESITATE_SECONDS
         if self._fleet.excluded != self._excluded:
             self._excluded = set(self._fleet.excluded)
             settings = job_settings(self._options, self._name, self._excluded)
             self._cluster.new_spec["options"].update(settings)
-        self._cluster.scale(self._options.gpus)
+        self._cluster.scale(wanted)
 
     def _describe(self, queue: dict[str, Job], connected: set[str]) -> str:
         waiting = [job for job in queue.values() if job.is_waiting]

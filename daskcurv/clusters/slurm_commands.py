@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import getpass
 import logging
+import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,6 +26,9 @@ _TRANSIENT = (
     "resource temporarily unavailable",
     "slurmctld communications",
     "did not answer within",
+    "zero bytes were transmitted",
+    "backup controller in standby",
+    "protocol authentication error",
 )
 
 
@@ -92,7 +97,12 @@ def call(*command: str) -> str:
     """
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=False
+            command,
+            env=_environment(),
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_SECONDS,
+            check=False,
         )
     except OSError as error:
         raise SlurmError(f"{command[0]}: {error.strerror}") from error
@@ -101,6 +111,12 @@ def call(*command: str) -> str:
     if done.returncode:
         raise SlurmError(said(done.stderr) or f"{command[0]} ended with {done.returncode}")
     return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """Return this process's environment without the user's preferences for what is listed."""
+    preferences = ("SQUEUE_", "SCANCEL_", "SCONTROL_")
+    return {k: v for k, v in os.environ.items() if not k.startswith(preferences)}
 
 
 def said(stderr: str) -> str:
@@ -122,8 +138,8 @@ def check_installed(*commands: str) -> None:
 def queue(name: str) -> dict[str, Job]:
     """Return the jobs of a name by id, those that ended a short while ago among them."""
     text = call(
-        "squeue", "--noheader", "--states=all", f"--user={getpass.getuser()}", f"--name={name}",
-        "--format=%i|%T|%r|%N",
+        "squeue", "--noheader", "--all", "--states=all", "--format=%i|%T|%r|%N",
+        f"--user={getpass.getuser()}", f"--name={name}",
     )  # fmt: skip
     jobs = {}
     for line in text.splitlines():
@@ -149,12 +165,17 @@ def cancel(name: str) -> None:
 
 def seconds_left(job_id: str) -> float | None:
     """Return the time until a job's limit, or None if it has none or SLURM does not tell."""
-    try:
-        text = call("squeue", "--noheader", f"--jobs={job_id}", "--format=%L").strip()
-    except SlurmError as error:
-        log.warning("the time limit of job %s is not known: %s", job_id, error)
-        return None
-    return parse_duration(text)
+    for wait in (1.0, 10.0, None):
+        try:
+            text = call("squeue", "--noheader", f"--jobs={job_id}", "--format=%L").strip()
+        except SlurmError as error:
+            if wait is None:
+                log.warning("the time limit of job %s is not known: %s", job_id, error)
+                return None
+            time.sleep(wait)
+            continue
+        return parse_duration(text)
+    return None
 
 
 def parse_duration(text: str) -> float | None:

@@ -82,9 +82,12 @@ def launcher_script(options: ClusterOptions, words: Sequence[str]) -> str:
             ("mem", f"{options.megabytes_per_gpu * workers + LAUNCHER_MEGABYTES}M"),
             ("gres", None if options.gres == NO_GRES else options.gres),
         ]
-    shared = request(options) if options.cluster == "allocation" else request_qos(options)
+    if options.cluster == "allocation":
+        shared = [*request(options), *options.sbatch_extra]
+    else:
+        shared = [*request_qos(options), *options.submit_extra]
     directives = [f"--{name}={shlex.quote(value)}" for name, value in pairs if value]
-    directives += ["--requeue", *shared, *options.submit_extra]
+    directives += ["--requeue", *shared]
     return _SCRIPT.format(
         directives="\n".join(f"#SBATCH {directive}" for directive in directives),
         prologue="\n".join(["set -e", *options.prologue]),

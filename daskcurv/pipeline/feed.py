@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from distributed import Client, Future
+from distributed import Client, Future, Scheduler
 from distributed.scheduler import KilledWorker
 
 from daskcurv.clusters import Cluster
@@ -77,6 +77,7 @@ def feed(
     function: Callable[[Task], Report | Declined],
     tasks: Iterable[Task],
     may_start: Callable[[], bool] = lambda: True,
+    may_wait: Callable[[], bool] = lambda: True,
 ) -> Iterator[Done[Task, Report] | SetAside[Task] | Waiting]:
     """Run tasks on a cluster, a few per worker at a time, and yield what becomes of them.
 
@@ -90,6 +91,8 @@ def feed(
     may_start : callable, optional
         Asked before each task is handed out. Once it says no, what is running is awaited, and the
         rest is left.
+    may_wait : callable, optional
+        Asked about once a second. Once it says no, what is running is left too.
 
     Yields
     ------
@@ -138,7 +141,7 @@ def feed(
             future = client.submit(function, task, pure=False)
             running[future] = task
             loop.add_callback(follow, future)
-        if not running:
+        if not running or not may_wait():
             return
         try:
             future, report, error = finished.get(timeout=POLL_SECONDS)
@@ -148,7 +151,7 @@ def feed(
         if error is None:
             if isinstance(report, Declined):
                 log.info("%s leaves: %s", report.worker, report.reason)
-                client.retire_workers([report.worker])
+                client.run_on_scheduler(_dismiss, report.worker)
                 again.append(task)
             else:
                 cluster.block_done()
@@ -165,6 +168,15 @@ def feed(
             again.append(task)
         else:
             yield SetAside(task, _reason(error))
+
+
+async def _dismiss(worker: str, dask_scheduler: Scheduler) -> None:
+    """Have a worker close, on the scheduler.
+
+    Not by retiring it: that waits for another worker to take over its results, and if there is no
+    other it waits for ever. What is lost with it is computed again, or found in the store.
+    """
+    await dask_scheduler.remove_worker(worker, stimulus_id="daskcurv-declined", expected=True)
 
 
 def _count_workers(client: Client) -> int:

@@ -26,7 +26,7 @@ from daskcurv.checkpoints import Checkpoint, check_all
 from daskcurv.clusters import open_cluster
 from daskcurv.clusters.slurm_commands import seconds_left
 from daskcurv.dataset import prepare
-from daskcurv.errors import CheckpointError, DaskcurvError, ExportError
+from daskcurv.errors import CheckpointError, ConfigError, DaskcurvError, ExportError
 from daskcurv.pipeline.feed import TASKS_PER_WORKER, Done, SetAside, Waiting, feed
 from daskcurv.pipeline.inputs import Inputs, LaunchOptions, gather, sample_columns
 from daskcurv.pipeline.more_probes import change_places, larger_store, recover, smaller_store
@@ -43,6 +43,9 @@ log = logging.getLogger(__name__)
 ACCOUNT_SECONDS = 5.0
 HOPELESS = 10
 DRAIN_SECONDS = 60.0
+"""What a launcher with a time limit keeps of it for ending, beyond the blocks that are running."""
+LAST_SECONDS = 25.0
+"""So long before its limit it ends whatever happens, as its job would be ended otherwise."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,11 @@ class _Run:
         missing = self._plan.missing
         todo = int(missing.any(axis=1).sum()), int(missing.sum())
         samples = int(self._plan.samples[missing].sum())
+        if not self._has_time():
+            raise ConfigError(
+                f"the time limit of job {os.environ.get('SLURM_JOB_ID')} leaves no time to compute "
+                "anything; give it several minutes at least (--time)"
+            )
         try:
             with (
                 open_cluster(self._options.cluster, beside(context.store, ".cluster")) as cluster,
@@ -174,7 +182,8 @@ class _Run:
             ):
                 score = partial(score_block, context)
                 try:
-                    for event in feed(cluster, score, self._plan.tasks(), self._has_time):
+                    tasks = self._plan.tasks()
+                    for event in feed(cluster, score, tasks, self._has_time, self._can_wait):
                         self._handle(event, progress)
                 finally:
                     log.info("%s", progress.line())
@@ -211,6 +220,9 @@ class _Run:
         """Whether all that may be in a worker's hands would end before this process has to."""
         needed = (TASKS_PER_WORKER + 1) * self._longest + DRAIN_SECONDS
         return time.monotonic() + needed < self._deadline
+
+    def _can_wait(self) -> bool:
+        return time.monotonic() + LAST_SECONDS < self._deadline
 
     def _record(self, task: BlockTask, report: BlockReport) -> None:
         self._computed += 1

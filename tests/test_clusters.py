@@ -153,7 +153,7 @@ def test_nodes_that_user_and_fleet_exclude_are_excluded_together():
 
 def test_paths_with_spaces_survive_the_job_script(tmp_path, monkeypatch):
     directory = tmp_path / "my runs"
-    directory.mkdir()
+    directory.mkdir(mode=0o700)
     monkeypatch.chdir(directory)
     security = run_directory.credentials(directory)
     options = ClusterOptions(cluster="slurm", interface="lo")
@@ -343,11 +343,10 @@ def test_jobs_that_cannot_be_cancelled_stay_on_record(tmp_path, monkeypatch):
 def test_a_file_system_without_permissions_is_refused(tmp_path, monkeypatch):
     chmod = Path.chmod
     monkeypatch.setattr(Path, "chmod", lambda self, mode: chmod(self, 0o755))
-    with (
-        pytest.raises(ClusterError, match=r"cannot be kept from other users.*mode 755"),
-        run_directory.run_directory(tmp_path / "store.zarr.cluster"),
-    ):
-        pass
+    with run_directory.run_directory(tmp_path / "store.zarr.cluster") as open_to_all:
+        with pytest.raises(ClusterError, match=r"cannot be kept from other users.*mode 755"):
+            run_directory.open_credentials(open_to_all, insecure=False)
+        assert run_directory.open_credentials(open_to_all, insecure=True) is None
 
 
 # A worker's start.

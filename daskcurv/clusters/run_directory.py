@@ -61,13 +61,12 @@ def run_directory(path: Path, job_name: str | None = None) -> Iterator[Path]:
     Raises
     ------
     ClusterError
-        If it cannot be created, or be kept from other users.
+        If it cannot be created, or the jobs that it names cannot be cancelled.
     """
     _clear(path)
     try:
         path.mkdir(mode=0o700, parents=True)
         path.chmod(0o700)
-        mode = stat.S_IMODE(path.stat().st_mode)
         if job_name:
             (path / _JOBS).write_text(json.dumps({"name": job_name}))
     except OSError as error:
@@ -80,12 +79,6 @@ def run_directory(path: Path, job_name: str | None = None) -> Iterator[Path]:
         start_new_session=True,
     )
     try:
-        if mode & 0o077:
-            raise ClusterError(
-                f"{path} cannot be kept from other users: its file system gives it mode {mode:o}, "
-                "so credentials in it would not be secret. Put --store on another file system, "
-                "or go without TLS by --insecure"
-            )
         yield path
     finally:
         try:
@@ -142,7 +135,14 @@ def credentials(directory: Path) -> Security:
     Raises
     ------
     ClusterError
+        If they cannot be made, or not be kept from other users.
     """
+    if (mode := stat.S_IMODE(directory.stat().st_mode)) & 0o077:
+        raise ClusterError(
+            f"{directory} cannot be kept from other users: its file system gives it mode {mode:o}, "
+            "so credentials in it would not be secret. Put --store on another file system, or go "
+            "without TLS by --insecure"
+        )
     try:
         made = Security.temporary()
     except ImportError as error:

@@ -118,8 +118,8 @@ def settle(config: EstimatorConfig, device: torch.device) -> EstimatorConfig:
     if propagates and has_fast_bfloat16(device):
         return replace(config, precision="bfloat16")
     if config.method == "auto" and device.type == "cpu":
-        # In float32, propagation is no more accurate, and slower while its kernels are not compiled
-        # (docs/estimators.md); nor is a self-check needed.
+        # In float32 both are far more accurate than the probes are, and propagation is slower while
+        # its kernels are not compiled (docs/estimators.md); nor is a self-check needed.
         config = replace(config, method="finite-difference")
     return replace(config, precision="float32")
 

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import dask
@@ -64,7 +64,7 @@ class Slot:
     log: Path
     starts: int = 0
     step: subprocess.Popen[bytes] | None = None
-    start_at: float = field(default=0.0)
+    start_at: float = 0.0
 
     @property
     def place(self) -> str:
@@ -120,8 +120,12 @@ def allocation_cluster(options: ClusterOptions, directory: Path) -> Iterator[Ste
                 options_of_worker += [f"--tls-{name.replace('_', '-')}", str(tls[name])]
         if options.interface:
             options_of_worker += ["--interface", options.interface]
-        device = "cpu" if options.device == "cpu" else "cuda"
-        command = ["--device", device, cluster.scheduler_address, *options_of_worker]
+        command = [
+            "--device",
+            options.device_of_jobs,
+            cluster.scheduler_address,
+            *options_of_worker,
+        ]
         steps = Steps(client, slots, command)
         log.info(
             "%d workers on %d nodes of allocation %s; their logs are %s",

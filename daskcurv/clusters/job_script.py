@@ -116,16 +116,16 @@ def job_settings(
         "--nodes=1",
         f"--output={shlex.quote(str(worker_log('%j')))}",
         "--open-mode=append",
-        *request(options),
     ]
-    if options.gres != NO_GRES:
-        directives.append(f"--gres={options.gres}")
+    gres = None if options.gres == NO_GRES else options.gres
+    for option, value in (("qos", options.qos), ("constraint", options.constraint), ("gres", gres)):
+        if value:
+            directives.append(f"--{option}={shlex.quote(value)}")
     # The last one counts, so there has to be one.
     own = [line for line in options.sbatch_extra if line.startswith("--exclude=")]
     shunned = {line.removeprefix("--exclude=") for line in own} | excluded
     if shunned:
         directives.append(f"--exclude={','.join(sorted(shunned))}")
-    device = "cpu" if options.device == "cpu" else "cuda"
     return {
         "job_name": name,
         "cores": 1,
@@ -142,17 +142,11 @@ def job_settings(
         ],
         "job_script_prologue": ["set -e", *options.prologue],
         "worker_command": "daskcurv.clusters.worker",
-        "worker_extra_args": ["--device", device],
+        "worker_extra_args": ["--device", options.device_of_jobs],
         "python": shlex.quote(sys.executable),
         "shebang": "#!/bin/bash",
         "death_timeout": DEATH_TIMEOUT_SECONDS,
     }
-
-
-def request(options: ClusterOptions) -> list[str]:
-    """Return the options of ``sbatch`` that all jobs of a run share."""
-    pairs = (("qos", options.qos), ("constraint", options.constraint))
-    return [f"--{name}={shlex.quote(value)}" for name, value in pairs if value]
 
 
 def job_script(options: ClusterOptions) -> str:

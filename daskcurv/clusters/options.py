@@ -26,7 +26,7 @@ NO_GRES = "none"
 _TIME = re.compile(r"(\d+|\d+:\d+|\d+:\d+:\d+|\d+-\d+(:\d+){0,2})")
 _MEMORY = re.compile(r"(\d+)([KMGT]?)B?", re.IGNORECASE)
 _GRES = re.compile(r"gpu(:[\w.-]*[A-Za-z_][\w.-]*)?(:\d+)?")
-_LISTS = ("prologue", "sbatch_extra")
+_LISTS = ("prologue", "sbatch_extra", "submit_extra")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +125,11 @@ class ClusterOptions:
                 )
 
     @property
+    def device_of_jobs(self) -> str:
+        """What workers in SLURM jobs compute on, ``"cuda"`` or ``"cpu"``."""
+        return "cpu" if self.device == "cpu" else "cuda"
+
+    @property
     def gpus_per_node(self) -> int:
         """GPUs that `gres` names; 0 for none."""
         if self.gres == NO_GRES:
@@ -183,7 +188,7 @@ def cluster_options(given: Mapping[str, Any]) -> ClusterOptions:
         raise ConfigError("--nodes is for --cluster allocation; with --cluster slurm say --gpus")
     if cluster != "connect" and "scheduler" in chosen:
         raise ConfigError("--scheduler is for --cluster connect")
-    for name in (*_LISTS, "submit_extra"):
+    for name in _LISTS:
         if name in chosen:
             chosen[name] = tuple(chosen[name])
     return ClusterOptions(**{**(site_settings() if slurm else {}), **chosen})
@@ -219,7 +224,7 @@ def _site_value(name: str, value: Any) -> Any:
         if not isinstance(value, int):
             raise ConfigError(f"{where}; expected a whole number")
         return value
-    if name in (*_LISTS, "submit_extra"):
+    if name in _LISTS:
         lines = value.splitlines() if isinstance(value, str) else value
         if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
             raise ConfigError(f"{where}; expected lines of text, or a list of them")

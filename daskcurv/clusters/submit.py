@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from daskcurv.clusters import slurm_commands
-from daskcurv.clusters.job_script import request
 from daskcurv.clusters.options import NO_GRES, ClusterOptions
 from daskcurv.errors import ClusterError, ConfigError
 from daskcurv.logs import LAUNCHER_LOG, LOG_DIR
@@ -64,6 +63,7 @@ def launcher_script(options: ClusterOptions, words: Sequence[str]) -> str:
         ("open-mode", "append"),
         ("partition", options.partition),
         ("account", options.account),
+        ("qos", options.qos),
         ("time", options.time),
     ]
     if options.cluster == "slurm":
@@ -81,24 +81,17 @@ def launcher_script(options: ClusterOptions, words: Sequence[str]) -> str:
             ("cpus-per-task", str(options.cpus_per_gpu)),
             ("mem", f"{options.megabytes_per_gpu * workers + LAUNCHER_MEGABYTES}M"),
             ("gres", None if options.gres == NO_GRES else options.gres),
+            ("constraint", options.constraint),
         ]
-    if options.cluster == "allocation":
-        shared = [*request(options), *options.sbatch_extra]
-    else:
-        shared = [*request_qos(options), *options.submit_extra]
+    extra = options.sbatch_extra if options.cluster == "allocation" else options.submit_extra
     directives = [f"--{name}={shlex.quote(value)}" for name, value in pairs if value]
-    directives += ["--requeue", *shared]
+    directives += ["--requeue", *extra]
     return _SCRIPT.format(
         directives="\n".join(f"#SBATCH {directive}" for directive in directives),
         prologue="\n".join(["set -e", *options.prologue]),
         directory=shlex.quote(str(Path.cwd())),
         command=shlex.join([sys.executable, "-m", "daskcurv", *_without_submit(words)]),
     )
-
-
-def request_qos(options: ClusterOptions) -> list[str]:
-    """Return `request` without the constraint, which is about GPUs."""
-    return [line for line in request(options) if not line.startswith("--constraint")]
 
 
 def _without_submit(words: Sequence[str]) -> list[str]:

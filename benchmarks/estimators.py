@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch._dynamo
 from _curvature_methods import (
     LIMIT,
     RELEASED,
@@ -71,8 +70,6 @@ def main() -> None:
     if args.no_compile:
         kernels.COMPILE_AFTER_SECONDS = math.inf
     else:
-        # A worker has one precision and one batch size; here are all of them in one process.
-        torch._dynamo.config.recompile_limit = 64
         kernels.KERNELS.compile()
 
     config = EstimatorConfig(h=args.h, n_probes=args.n_probes, seed=SEED)

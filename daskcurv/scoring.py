@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -91,6 +92,8 @@ class Scorer:
         self.device = torch.device(device)
         self.batch_size = default_batch_size(self.device) if batch_size is None else batch_size
         self._dtype = dtype
+        # PyTorch says so on a backward pass in a thread that has not used the GPU, and sees to it.
+        warnings.filterwarnings("ignore", "Attempting to run cuBLAS")
         with torch.inference_mode(False):
             self._model = copy.deepcopy(model).to(self.device, dtype).eval().requires_grad_(False)
         loss = SampleLoss(config.temperature, classes)

@@ -254,8 +254,9 @@ def test_a_compiler_that_fails_costs_one_warning(messages, monkeypatch):
     (record,) = messages.records
     assert "going on without, slower: no compiler here" in record.message
     assert "long story" not in record.message
-    functions.warm_up()
-    assert functions._functions is functions._plain
+    for device in map(torch.device, ("cpu", "cuda")):
+        functions.warm_up(device)
+        assert functions._functions is functions._plain
 
 
 def test_kernels_are_compiled_after_a_while_of_work(monkeypatch):
@@ -263,11 +264,18 @@ def test_kernels_are_compiled_after_a_while_of_work(monkeypatch):
     monkeypatch.setattr("daskcurv.estimators.kernels.time.monotonic", lambda: now[0])
     functions, calls = Kernels(), []
     monkeypatch.setattr(functions, "compile", lambda: calls.append(now[0]))
-    functions.warm_up()
+    functions.warm_up(torch.device("cpu"))
     now[0] += kernels.COMPILE_AFTER_SECONDS - 1
-    functions.warm_up()
+    functions.warm_up(torch.device("cpu"))
     assert calls == []
     now[0] += 2
-    functions.warm_up()
+    functions.warm_up(torch.device("cpu"))
     assert len(calls) == 1
     assert math.isfinite(calls[0])
+
+
+def test_kernels_for_a_gpu_are_compiled_at_once(monkeypatch):
+    functions, calls = Kernels(), []
+    monkeypatch.setattr(functions, "compile", lambda: calls.append("compiled"))
+    functions.warm_up(torch.device("cuda"))
+    assert calls == ["compiled"]

@@ -70,7 +70,7 @@ class DifferencePropagation:
         self, images: Tensor, labels: Tensor, sample_ids: Tensor, probes: Sequence[int]
     ) -> Measures:
         """Return the measures of a batch; shapes as in :class:`~.base.Estimator`."""
-        KERNELS.warm_up()
+        KERNELS.warm_up(images.device)
         h, seed = self._config.h, self._config.seed
         dtype = difference_dtype(self._config.precision, images.dtype)
         with torch.no_grad():

@@ -17,7 +17,7 @@ MISSING, COMPUTED, INACTIVE = 0, 1, 2
 """Codes of the `status` variable."""
 
 EPOCH_CHUNK = 4096
-"""Rows per chunk of the per-epoch variables: a full training run fits into one file each."""
+"""Rows per chunk of the per-epoch variables, at least: a training run fits into one file each."""
 
 DEFAULT_BLOCK_SIZE = 5000
 
@@ -86,6 +86,20 @@ MEASURES = (
     ),
 )
 """Per-sample results; a block's status is written after all of them."""
+
+DIGEST = Variable(
+    "integrity/block_digest",
+    ("epoch", "block", "variable"),
+    "uint64",
+    0,
+    {
+        "long_name": "digest of a block of a variable, and of where it belongs",
+        "comment": "in the order curvature … prediction, status; see daskcurv verify",
+    },
+)
+"""Tells a block's chunks from those of any other block, which a checksum within a file cannot.
+
+In a group of its own, so that xarray does not show it among the results."""
 
 SAMPLE_VARIABLES = (
     Variable("sample", ("sample",), "int32", -1, {"long_name": "index into the training set"}),
@@ -162,10 +176,9 @@ PROGRESS_VARIABLES = (
 )
 """Written by the launcher while it runs."""
 
-ALL_VARIABLES = (
-    *MEASURES,
-    STATUS,
-    *SAMPLE_VARIABLES,
-    *EPOCH_VARIABLES,
-    *PROGRESS_VARIABLES,
-)
+COLUMNS = (*SAMPLE_VARIABLES, *EPOCH_VARIABLES, *PROGRESS_VARIABLES)
+"""Variables of one dimension."""
+
+PER_SAMPLE = (*MEASURES, STATUS)
+
+ALL_VARIABLES = (*PER_SAMPLE, DIGEST, *COLUMNS)

@@ -6,6 +6,9 @@ Two rules carry everything that is promised about interrupted runs.
 ``status`` last. The presence of the status chunk is the record that the block is done; nothing
 else remembers progress, so nothing can disagree with it. No two tasks share a chunk.
 
+*A digest binds a block to its place.* Beside the measures of a block, a digest of each is written.
+A checksum inside a file cannot tell when a whole file is in another's place.
+
 *One file decides.* The group's ``zarr.json`` holds consolidated metadata and is replaced in one
 rename. The template is built beside and renamed into place; epochs are added by preparing their
 rows first and replacing that file last. A reader sees the store before or after, never between.
@@ -16,6 +19,8 @@ and on files being durable before the rename that vouches for them, which is why
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 import warnings
 from collections import Counter
@@ -34,6 +39,8 @@ from daskcurv.config import Identity, differences, fingerprint
 from daskcurv.errors import StoreError, StoreWriteError
 from daskcurv.files import sync, whole_directory
 from daskcurv.storage import schema
+
+log = logging.getLogger(__name__)
 
 Columns = Mapping[str, Sequence[Any] | NDArray[Any]]
 
@@ -100,9 +107,11 @@ class ResultsStore:
                     "identity": identity,
                     "fingerprint": fingerprint(identity),
                     "block_size": block_size,
+                    "epochs": [],
                     "coordinates": " ".join(v.name for v in schema.ALL_VARIABLES if v.coordinate),
                 },
             )
+            group.create_group(schema.DIGEST.name.rpartition("/")[0])
             for variable in schema.ALL_VARIABLES:
                 _create_array(group, variable, num_samples, block_size)
             for variable in schema.SAMPLE_VARIABLES:
@@ -150,9 +159,16 @@ class ResultsStore:
         return -(-self.num_samples // self.block_size)
 
     @cached_property
+    def epochs(self) -> list[int]:
+        """Epochs, in the order in which they were added."""
+        epochs = cast(list[int], self._group.attrs["epochs"])
+        # An interrupted addition can have left epochs whose rows are not there yet.
+        return epochs[: _array(self._group, "epoch").shape[0]]
+
+    @cached_property
     def rows(self) -> dict[int, int]:
-        """Row of each epoch; rows are in the order in which epochs were added."""
-        return {int(epoch): row for row, epoch in enumerate(self.read("epoch"))}
+        """Row of each epoch."""
+        return {epoch: row for row, epoch in enumerate(self.epochs)}
 
     def bounds(self, block: int) -> tuple[int, int]:
         """Return the first sample of a block, and the one after its last."""
@@ -175,6 +191,58 @@ class ResultsStore:
         start, stop = self.bounds(block)
         return self.read(name, row, slice(start, stop))
 
+    def damaged_columns(self) -> list[schema.Variable]:
+        """Return the one-dimensional variables that cannot be read, or have lost a file."""
+        damaged = []
+        for variable in schema.COLUMNS:
+            try:
+                self.read(variable.name)
+                whole = all(path.exists() for path in self.column_chunks(variable))
+            except StoreError:
+                whole = False
+            if not whole:
+                damaged.append(variable)
+        return damaged
+
+    def restore_columns(self, samples: Columns, epochs: Columns) -> None:
+        """Write damaged columns anew; only the launcher calls this.
+
+        What only the run itself knew, the time spent and the methods used, is lost.
+
+        Parameters
+        ----------
+        samples : mapping
+            As for `create`.
+        epochs : mapping
+            As for `create`; rows of epochs that it does not have become empty.
+        """
+        known: dict[str, dict[int, Any]] = {
+            variable.name: dict(zip(epochs["epoch"], epochs[variable.name], strict=True))
+            for variable in schema.EPOCH_VARIABLES
+        }
+        known["epoch"] = {epoch: epoch for epoch in self.epochs}
+        known["complete"] = dict(
+            zip(self.epochs, list(self.done_blocks().all(axis=1)), strict=True)
+        )
+        for variable in self.damaged_columns():
+            values = samples.get(variable.name)
+            if values is None:
+                found = known.get(variable.name, {})
+                values = [found.get(epoch, variable.fill) for epoch in self.epochs]
+            with _writing(f"results store {self.path}"):
+                for path in self.column_chunks(variable):
+                    path.unlink(missing_ok=True)
+                _array(self._group, variable.name)[:] = np.asarray(
+                    values, dtype=_numpy_dtype(variable)
+                )
+            log.warning("%s of results store %s was damaged; restored", variable.name, self.path)
+
+    def column_chunks(self, variable: schema.Variable) -> list[Path]:
+        """Return the files of a one-dimensional variable."""
+        array = _array(self._group, variable.name)
+        count = -(-array.shape[0] // array.chunks[0])
+        return [self.path / variable.name / "c" / str(chunk) for chunk in range(count)]
+
     def add_epochs(self, epochs: Columns) -> None:
         """Append rows for epochs that the store does not have yet.
 
@@ -192,6 +260,7 @@ class ResultsStore:
         with _writing(f"results store {self.path}"):
             self._append_rows(epochs)
         self._group = _open_group(self.path)
+        self.__dict__.pop("epochs", None)
         self.__dict__.pop("rows", None)
 
     def _append_rows(self, epochs: Columns) -> None:
@@ -201,9 +270,10 @@ class ResultsStore:
                 continue
             array = _array(self._group, variable.name)
             array.resize((start + count, *array.shape[1:]))
-            if variable in schema.EPOCH_VARIABLES:
-                dtype = object if variable.dtype == "str" else variable.dtype
-                array[start:] = np.asarray(epochs[variable.name], dtype=dtype)
+            if variable in schema.COLUMNS:
+                values = epochs.get(variable.name, [variable.fill] * count)
+                array[start:] = np.asarray(values, dtype=_numpy_dtype(variable))
+        self._group.update_attributes({"epochs": [*self.epochs, *map(int, epochs["epoch"])]})
         _consolidate(self.path)
 
     def set_epoch(self, row: int, **values: bool | float | int | str) -> None:
@@ -231,7 +301,7 @@ class ResultsStore:
         start, stop = self.bounds(block)
         if not (0 <= row < len(self.rows) and 0 <= block < self.num_blocks):
             raise StoreError(f"results store {self.path} has no block {block} in row {row}")
-        for variable in (*schema.MEASURES, schema.STATUS):
+        for variable in schema.PER_SAMPLE:
             shape = np.shape(values[variable.name])
             if shape != (stop - start,):
                 raise StoreError(
@@ -240,16 +310,18 @@ class ResultsStore:
         with _writing(f"results store {self.path}"):
             for variable in schema.MEASURES:
                 self._write_chunk(variable, row, start, stop, values)
+            digests = [self.digest(v, row, block, values[v.name]) for v in schema.PER_SAMPLE]
+            _array(self._group, schema.DIGEST.name)[row, block] = np.array(digests, np.uint64)
             # A crash of the machine must not leave a status without its data.
-            for variable in schema.MEASURES:
-                sync(self._chunk_path(variable.name, row, block))
+            for variable in (*schema.MEASURES, schema.DIGEST):
+                sync(self.chunk_path(variable.name, row, block))
             self._write_chunk(schema.STATUS, row, start, stop, values)
-            sync(self._chunk_path(schema.STATUS.name, row, block))
+            sync(self.chunk_path(schema.STATUS.name, row, block))
 
     def is_done(self, row: int, block: int) -> bool:
         """Return whether a block has been written."""
         try:
-            return _is_written(self._chunk_path("status", row, block))
+            return _is_written(self.chunk_path("status", row, block))
         except FileNotFoundError:
             return False
 
@@ -258,7 +330,7 @@ class ResultsStore:
         done = np.zeros((len(self.rows), self.num_blocks), dtype=bool)
         for row in range(len(self.rows)):
             try:
-                with os.scandir(self._chunk_path("status", row, 0).parent) as entries:
+                with os.scandir(self.chunk_path("status", row, 0).parent) as entries:
                     # What is not a number is the temporary file of an interrupted write.
                     blocks = [
                         int(entry.name)
@@ -281,8 +353,17 @@ class ResultsStore:
         array = _array(self._group, variable.name)
         array[row, start:stop] = np.asarray(values[variable.name]).astype(variable.dtype)
 
-    def _chunk_path(self, name: str, row: int, block: int) -> Path:
-        return self.path / name / "c" / str(row) / str(block)
+    def digest(self, variable: schema.Variable, row: int, block: int, values: NDArray[Any]) -> int:
+        """Return the digest of a block of a variable: of its name, its place and its values."""
+        place = f"{variable.name} {self.epochs[row]} {block} "
+        content = np.ascontiguousarray(values, variable.dtype).tobytes()
+        digest = hashlib.blake2b(place.encode() + content, digest_size=8).digest()
+        return int.from_bytes(digest, "little")
+
+    def chunk_path(self, name: str, row: int, block: int) -> Path:
+        """Return the file of a block of a per-sample variable, or of its digests."""
+        path = self.path / name / "c" / str(row) / str(block)
+        return path / "0" if name == schema.DIGEST.name else path
 
 
 def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
@@ -297,10 +378,13 @@ def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
 def _create_array(
     group: zarr.Group, variable: schema.Variable, num_samples: int, block_size: int
 ) -> None:
-    shapes = {"epoch": 0, "sample": num_samples}
-    chunks = {"epoch": schema.EPOCH_CHUNK, "sample": num_samples}
-    if len(variable.dims) == 2:
-        chunks = {"epoch": 1, "sample": block_size}
+    blocks, variables = -(-num_samples // block_size), len(schema.PER_SAMPLE)
+    shapes = {"epoch": 0, "sample": num_samples, "block": blocks, "variable": variables}
+    chunks = {"epoch": 1, "sample": block_size, "block": 1, "variable": variables}
+    if variable in schema.COLUMNS:
+        # Each column has chunks of another length, so that none decodes in another's place.
+        number = schema.COLUMNS.index(variable)
+        chunks = {"epoch": schema.EPOCH_CHUNK + number, "sample": num_samples + number}
     group.create_array(
         variable.name,
         shape=[shapes[dim] for dim in variable.dims],
@@ -312,6 +396,10 @@ def _create_array(
         # Without the checksum, most flipped bits pass through zstd unnoticed.
         compressors=[ZstdCodec(level=3), Crc32cCodec()],
     )
+
+
+def _numpy_dtype(variable: schema.Variable) -> Any:
+    return object if variable.dtype == "str" else variable.dtype
 
 
 def _open_group(path: Path) -> zarr.Group:
@@ -339,8 +427,8 @@ def _open_group(path: Path) -> zarr.Group:
             f"results store {path} has format {version}; this daskcurv reads up to "
             f"{schema.FORMAT_VERSION}. Use the newer daskcurv that made it"
         )
-    lost = [name for name in ("identity", "fingerprint", "block_size") if name not in group.attrs]
-    if lost:
+    needed = ("identity", "fingerprint", "block_size", "epochs")
+    if lost := [name for name in needed if name not in group.attrs]:
         raise StoreError(
             f"results store {path} is damaged: its zarr.json lacks {', '.join(lost)}. Restore that "
             "file from a copy, or choose another --store"

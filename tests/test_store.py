@@ -223,7 +223,8 @@ def test_samples_can_be_selected_by_class_and_epoch(store):
 def test_every_array_is_compressed_and_carries_a_checksum(store):
     group = zarr.open_group(store.path, mode="r")
     names = {variable.name for variable in schema.ALL_VARIABLES}
-    assert {name for name, _ in group.arrays()} == names
+    found = {name for name, node in group.members(max_depth=None) if isinstance(node, zarr.Array)}
+    assert found == names
     for name in names:
         metadata = json.loads((store.path / name / "zarr.json").read_text())
         assert [codec["name"] for codec in metadata["codecs"]][-2:] == ["zstd", "crc32c"]
@@ -386,7 +387,8 @@ def test_what_is_written_is_read_back_exactly(store):
 
 def test_one_block_touches_one_chunk_of_each_variable_and_status_comes_last(store, writes):
     store.write_block(1, 2, block_values(store, 2))
-    assert sorted(writes.keys) == sorted(f"{name}/c/1/2" for name in PER_SAMPLE)
+    chunks = [f"{name}/c/1/2" for name in PER_SAMPLE]
+    assert sorted(writes.keys) == sorted([*chunks, "integrity/block_digest/c/1/2/0"])
     assert writes.keys[-1] == "status/c/1/2"
     assert store.done_blocks().tolist() == [[False, False, False], [False, False, True]]
     assert store.is_done(1, 2)
@@ -693,3 +695,38 @@ def store_units(name: str) -> str:
 def test_an_unknown_way_to_treat_unfinished_epochs_is_refused(store):
     with pytest.raises(ConfigError, match="'drop'"):
         open_results(store.path, incomplete="drop")  # type: ignore[arg-type]
+
+
+# Damaged columns
+
+
+@pytest.mark.parametrize("variable", schema.COLUMNS, ids=lambda variable: variable.name)
+@pytest.mark.parametrize("damage", ["lost", "garbled"])
+def test_a_damaged_column_is_noticed_and_written_anew(store, variable, damage):
+    fill_row(store, 0)
+    store.set_epoch(0, complete=True)
+    assert store.damaged_columns() == []
+    before = store.read(variable.name)
+    (path,) = store.column_chunks(variable)
+    if damage == "lost":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-3])
+    store = ResultsStore.open(store.path)
+    assert store.damaged_columns() == [variable]
+    assert store.rows == {0: 0, 200: 1}
+    store.restore_columns(sample_columns(), epoch_columns(200, 0))
+    assert store.damaged_columns() == []
+    np.testing.assert_array_equal(store.read(variable.name), before)
+
+
+def test_no_column_passes_for_another(tmp_path):
+    store = make_store(tmp_path / "s", 0, 200)
+    files = [store.column_chunks(variable)[0] for variable in schema.COLUMNS]
+    contents = [path.read_bytes() for path in files]
+    for variable, path, own in zip(schema.COLUMNS, files, contents, strict=True):
+        for other, content in zip(schema.COLUMNS, contents, strict=True):
+            path.write_bytes(content)
+            damaged = [] if other == variable else [variable]
+            assert store.damaged_columns() == damaged, (variable.name, other.name)
+        path.write_bytes(own)

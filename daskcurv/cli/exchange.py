@@ -1,4 +1,4 @@
-"""The commands around a results store."""
+"""The commands that move results in and out of a store."""
 
 from __future__ import annotations
 

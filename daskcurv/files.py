@@ -1,4 +1,4 @@
-"""Directories that are whole or absent."""
+"""Files and directories that are whole or absent."""
 
 from __future__ import annotations
 
@@ -58,6 +58,21 @@ def whole_directory(target: Path) -> Iterator[Path]:
     finally:
         _remove(building)
         _remove(previous)
+
+
+def write_whole(target: Path, content: bytes) -> None:
+    """Write a file that is whole or as it was before."""
+    descriptor, name = tempfile.mkstemp(dir=target.parent, suffix=".partial")
+    building = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        building.chmod(0o644)
+        os.rename(building, target)
+    finally:
+        building.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

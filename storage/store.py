@@ -20,6 +20,7 @@ and on files being durable before the rename that vouches for them, which is why
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import warnings
@@ -37,7 +38,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from daskcurv.config import Identity, differences, fingerprint
 from daskcurv.errors import StoreError, StoreWriteError
-from daskcurv.files import sync, whole_directory
+from daskcurv.files import sync, whole_directory, write_whole
 from daskcurv.storage import schema
 
 log = logging.getLogger(__name__)
@@ -191,6 +192,11 @@ class ResultsStore:
         start, stop = self.bounds(block)
         return self.read(name, row, slice(start, stop))
 
+    def read_digests(self, row: int, block: int) -> list[int]:
+        """Return the digest of a block of each of `schema.PER_SAMPLE`, as it was written."""
+        digests: list[int] = self.read(schema.DIGEST.name, row, slice(block, block + 1))[0].tolist()
+        return digests
+
     def damaged_columns(self) -> list[schema.Variable]:
         """Return the one-dimensional variables that cannot be read, or have lost a file."""
         damaged = []
@@ -221,21 +227,42 @@ class ResultsStore:
             for variable in schema.EPOCH_VARIABLES
         }
         known["epoch"] = {epoch: epoch for epoch in self.epochs}
-        known["complete"] = dict(
-            zip(self.epochs, list(self.done_blocks().all(axis=1)), strict=True)
-        )
+        done = self.done_blocks()
+        known["complete"] = {epoch: bool(done[row].all()) for epoch, row in self.rows.items()}
         for variable in self.damaged_columns():
             values = samples.get(variable.name)
             if values is None:
                 found = known.get(variable.name, {})
                 values = [found.get(epoch, variable.fill) for epoch in self.epochs]
             with _writing(f"results store {self.path}"):
-                for path in self.column_chunks(variable):
-                    path.unlink(missing_ok=True)
+                self.discard_column(variable)
                 _array(self._group, variable.name)[:] = np.asarray(
                     values, dtype=_numpy_dtype(variable)
                 )
             log.warning("%s of results store %s was damaged; restored", variable.name, self.path)
+
+    def discard_column(self, variable: schema.Variable) -> None:
+        """Make a one-dimensional variable missing, so that the next launch restores it."""
+        with _writing(f"results store {self.path}"):
+            for path in self.column_chunks(variable):
+                path.unlink(missing_ok=True)
+
+    def array_metadata(self) -> dict[str, Any]:
+        """Return what each array's own ``zarr.json`` should say, by name."""
+        consolidated = self._group.metadata.consolidated_metadata
+        assert consolidated is not None  # or it would not have opened
+        return {
+            variable.name: json.loads(
+                json.dumps(consolidated.flattened_metadata[variable.name].to_dict())
+            )
+            for variable in schema.ALL_VARIABLES
+        }
+
+    def rewrite_metadata(self, name: str) -> None:
+        """Write an array's own ``zarr.json`` anew from the store's."""
+        with _writing(f"results store {self.path}"):
+            text = json.dumps(self.array_metadata()[name], indent=2)
+            write_whole(self.path / name / "zarr.json", text.encode())
 
     def column_chunks(self, variable: schema.Variable) -> list[Path]:
         """Return the files of a one-dimensional variable."""
@@ -317,6 +344,15 @@ class ResultsStore:
                 sync(self.chunk_path(variable.name, row, block))
             self._write_chunk(schema.STATUS, row, start, stop, values)
             sync(self.chunk_path(schema.STATUS.name, row, block))
+
+    def discard_block(self, row: int, block: int) -> None:
+        """Make a block missing again, its status first, so that it is never half of one."""
+        with _writing(f"results store {self.path}"):
+            status = self.chunk_path(schema.STATUS.name, row, block)
+            for variable in (schema.STATUS, *schema.MEASURES, schema.DIGEST):
+                self.chunk_path(variable.name, row, block).unlink(missing_ok=True)
+                if variable is schema.STATUS and status.parent.exists():
+                    sync(status.parent)
 
     def is_done(self, row: int, block: int) -> bool:
         """Return whether a block has been written."""

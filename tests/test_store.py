@@ -58,8 +58,10 @@ def make_store(path: Path, *epochs: int, **options: Any) -> ResultsStore:
     )
 
 
-def block_values(store: ResultsStore, block: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random values for a block, its last sample inactive."""
+def block_values(
+    store: ResultsStore, block: int, seed: int = 0, active: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Random values for a block; by default its last sample is inactive."""
     start, stop = store.bounds(block)
     generator = np.random.default_rng([seed, block])
     values: dict[str, np.ndarray] = {
@@ -68,9 +70,12 @@ def block_values(store: ResultsStore, block: int, seed: int = 0) -> dict[str, np
     }
     values["prediction"] = generator.integers(0, CLASSES, stop - start).astype(np.int16)
     values["status"] = np.full(stop - start, schema.COMPUTED, np.uint8)
+    inactive = np.arange(stop - start) == stop - start - 1
+    if active is not None:
+        inactive = ~active[start:stop]
     for variable in schema.MEASURES:
-        values[variable.name][-1] = variable.fill
-    values["status"][-1] = schema.INACTIVE
+        values[variable.name][inactive] = variable.fill
+    values["status"][inactive] = schema.INACTIVE
     return values
 
 
@@ -82,9 +87,11 @@ def inactive_values(count: int) -> dict[str, np.ndarray]:
     return values
 
 
-def fill_row(store: ResultsStore, row: int) -> dict[str, np.ndarray]:
+def fill_row(
+    store: ResultsStore, row: int, active: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """Write all blocks of a row; return what they hold, joined."""
-    blocks = [block_values(store, block, seed=row) for block in range(store.num_blocks)]
+    blocks = [block_values(store, block, row, active) for block in range(store.num_blocks)]
     for block, values in enumerate(blocks):
         store.write_block(row, block, values)
     return {name: np.concatenate([values[name] for values in blocks]) for name in PER_SAMPLE}

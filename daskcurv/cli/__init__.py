@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from daskcurv.cli import exchange, runs
+from daskcurv.cli import exchange, runs, stores
 from daskcurv.errors import DaskcurvError
 from daskcurv.logs import log_to_console
 
@@ -87,5 +87,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(metavar="COMMAND", required=True)
     runs.add_commands(verbs)
+    stores.add_commands(verbs)
     exchange.add_commands(verbs)
     return parser

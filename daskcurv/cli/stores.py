@@ -1,0 +1,59 @@
+"""The commands around a results store."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from daskcurv.cli.options import flag, verb
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 20
+
+
+def add_commands(verbs: Any) -> None:
+    """Add the commands to the program's parser."""
+    _add_verify(verb(verbs, "verify", _verify, "check everything that a results store holds"))
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", type=Path, help="results store")
+    flag(parser, "repair", "mark what is damaged as missing, so that the next launch redoes it")
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from daskcurv.storage import ResultsStore, launcher_lock
+    from daskcurv.storage.verify import repair, verify
+
+    mend = "repair" in args
+    ResultsStore.open(args.store)
+    with launcher_lock(args.store) if mend else nullcontext():
+        store = ResultsStore.open(args.store)
+        found = verify(store)
+        for damage in found.damage[:_SHOWN]:
+            log.error("%s: %s", damage.where, damage.what)
+        if len(found.damage) > _SHOWN:
+            log.error("… and %d more", len(found.damage) - _SHOWN)
+        log.info(
+            "%s: %d blocks checked, %d not computed yet, %d damaged%s",
+            args.store,
+            found.blocks,
+            found.missing,
+            len(found.damage),
+            f"; {found.leftovers} files left by interrupted writes" if found.leftovers else "",
+        )
+        if not mend:
+            if found.damage:
+                log.error("add --repair to mark what is damaged as missing, then launch again")
+            return int(bool(found.damage))
+        repair(store, found.damage)
+        if beyond := [one for one in found.damage if not one.can_be_repaired]:
+            log.error("%d could not be repaired: %s", len(beyond), beyond[0].where)
+            return 1
+        if found.damage:
+            log.info("marked as missing; the next launch computes and restores it")
+        return 0

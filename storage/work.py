@@ -1,0 +1,54 @@
+"""Work on a whole store, in pieces that can be done at the same time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from dask import compute, delayed  # type: ignore[attr-defined]
+from dask.callbacks import Callback
+from tqdm import tqdm
+
+Result = TypeVar("Result")
+
+
+def do_all(
+    function: Callable[..., Result],
+    pieces: Iterable[tuple[Any, ...]],
+    *,
+    description: str,
+    at_once: int | None = None,
+) -> list[Result]:
+    """Call a function for each piece of work, in processes through Dask, showing progress.
+
+    Parameters
+    ----------
+    function : callable
+        Of a module, so that other processes find it.
+    pieces : iterable of tuple
+        Arguments of each call.
+    description : str
+        Of the progress bar.
+    at_once : int, optional
+        Most processes; by default one per core. With one, or one piece, there are no others.
+
+    Returns
+    -------
+    list
+        Results in the order of `pieces`.
+    """
+    calls = [delayed(function, pure=False)(*piece) for piece in pieces]
+    processes = min(at_once or len(os.sched_getaffinity(0)), len(calls))
+    scheduler = "processes" if processes > 1 else "synchronous"
+    with tqdm(total=len(calls), desc=description, disable=None) as bar:
+        progress: Any = Callback(posttask=lambda *_: bar.update())  # type: ignore[no-untyped-call]
+        with progress:
+            results: tuple[Result, ...] = compute(  # type: ignore[no-untyped-call]
+                *calls,
+                scheduler=scheduler,
+                num_workers=processes,
+                chunksize=1,
+                optimize_graph=False,
+            )
+    return list(results)

@@ -21,6 +21,9 @@ EPOCH_CHUNK = 4096
 
 DEFAULT_BLOCK_SIZE = 5000
 
+COMPACT = "compact"
+"""The layout attribute of a store made for reading; one that a launch fills has none."""
+
 
 PROBE_MEANS = ("curvature", "curvature_sq", "directional_eig")
 """Variables that are means over the probes."""
@@ -101,6 +104,12 @@ DIGEST = Variable(
 
 In a group of its own, so that xarray does not show it among the results."""
 
+
+def by_sample(name: str) -> str:
+    """Return the name of a per-sample variable's second array in a compact store."""
+    return f"by_sample/{name}"
+
+
 SAMPLE_VARIABLES = (
     Variable("sample", ("sample",), "int32", -1, {"long_name": "index into the training set"}),
     Variable("label", ("sample",), "int16", -1, {"long_name": "class of the sample"}, True),
@@ -137,11 +146,34 @@ SAMPLE_VARIABLES = (
 EPOCH_VARIABLES = (
     Variable("epoch", ("epoch",), "int64", -1, {"long_name": "epoch of the training run"}),
     Variable("task", ("epoch",), "int16", -1, {"long_name": "number of class additions"}, True),
-    Variable("num_active_classes", ("epoch",), "int16", -1, {}, True),
+    Variable(
+        "num_active_classes",
+        ("epoch",),
+        "int16",
+        -1,
+        {"long_name": "classes that are active"},
+        True,
+    ),
     Variable("checkpoint", ("epoch",), "str", "", {"long_name": "file name"}, True),
-    Variable("checkpoint_sha256", ("epoch",), "str", "", {}, True),
-    Variable("checkpoint_size", ("epoch",), "int64", -1, {"units": "byte"}, True),
-    Variable("checkpoint_mtime_ns", ("epoch",), "int64", -1, {}, True),
+    Variable(
+        "checkpoint_sha256", ("epoch",), "str", "", {"long_name": "SHA-256 of that file"}, True
+    ),
+    Variable(
+        "checkpoint_size",
+        ("epoch",),
+        "int64",
+        -1,
+        {"long_name": "size of that file", "units": "byte"},
+        True,
+    ),
+    Variable(
+        "checkpoint_mtime_ns",
+        ("epoch",),
+        "int64",
+        -1,
+        {"long_name": "when that file was last modified, in ns since 1970"},
+        True,
+    ),
 )
 """Written by the launcher when an epoch is added."""
 

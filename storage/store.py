@@ -35,11 +35,13 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.metadata import ArrayV3Metadata
 
 from daskcurv.config import Identity, differences, fingerprint
 from daskcurv.errors import StoreError, StoreWriteError
 from daskcurv.files import sync, whole_directory, write_whole
 from daskcurv.storage import schema
+from daskcurv.storage.lazy import Stored
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +57,9 @@ class ResultsStore:
     def __init__(self, path: Path):
         self.path = path
         self._group = _open_group(path)
-        attrs = self._group.attrs
+        attrs = dict(self._group.attrs)
+        self.attrs: Mapping[str, Any] = attrs
+        self.is_compact = attrs.get("layout") == schema.COMPACT
         self.identity = cast(Identity, attrs["identity"])
         self.fingerprint = cast(str, attrs["fingerprint"])
         self.block_size = cast(int, attrs["block_size"])
@@ -187,6 +191,11 @@ class ResultsStore:
                 f"{where} of results store {self.path} is damaged or cannot be read: {error}"
             ) from error
 
+    def stored(self, name: str) -> Stored:
+        """Return a per-sample variable, to be read lazily."""
+        by_sample = _array(self._group, schema.by_sample(name)) if self.is_compact else None
+        return Stored(_array(self._group, name), by_sample)
+
     def read_block(self, name: str, row: int, block: int) -> NDArray[Any]:
         """Return a block of a per-sample variable."""
         start, stop = self.bounds(block)
@@ -252,10 +261,9 @@ class ResultsStore:
         consolidated = self._group.metadata.consolidated_metadata
         assert consolidated is not None  # or it would not have opened
         return {
-            variable.name: json.loads(
-                json.dumps(consolidated.flattened_metadata[variable.name].to_dict())
-            )
-            for variable in schema.ALL_VARIABLES
+            name: json.loads(json.dumps(node.to_dict()))
+            for name, node in consolidated.flattened_metadata.items()
+            if isinstance(node, ArrayV3Metadata)
         }
 
     def rewrite_metadata(self, name: str) -> None:
@@ -281,6 +289,7 @@ class ResultsStore:
         epochs : mapping
             A column for each of `schema.EPOCH_VARIABLES`, all of one length.
         """
+        self._refuse_if_compact()
         seen = Counter([*self.rows, *map(int, epochs["epoch"])])
         if repeated := [epoch for epoch, times in seen.items() if times > 1]:
             raise StoreError(f"results store {self.path} would have epochs {repeated} twice")
@@ -325,6 +334,7 @@ class ResultsStore:
         StoreWriteError
             If the disk is full or not writable; the block then does not count as done.
         """
+        self._refuse_if_compact()
         start, stop = self.bounds(block)
         if not (0 <= row < len(self.rows) and 0 <= block < self.num_blocks):
             raise StoreError(f"results store {self.path} has no block {block} in row {row}")
@@ -356,6 +366,8 @@ class ResultsStore:
 
     def is_done(self, row: int, block: int) -> bool:
         """Return whether a block has been written."""
+        if self.is_compact:
+            return True
         try:
             return _is_written(self.chunk_path("status", row, block))
         except FileNotFoundError:
@@ -363,7 +375,9 @@ class ResultsStore:
 
     def done_blocks(self) -> NDArray[np.bool_]:
         """Return which blocks have been written, as booleans of shape (rows, blocks)."""
-        done = np.zeros((len(self.rows), self.num_blocks), dtype=bool)
+        done = np.full((len(self.rows), self.num_blocks), self.is_compact)
+        if self.is_compact:
+            return done
         for row in range(len(self.rows)):
             try:
                 with os.scandir(self.chunk_path("status", row, 0).parent) as entries:
@@ -377,6 +391,13 @@ class ResultsStore:
                 continue
             done[row, [block for block in blocks if block < self.num_blocks]] = True
         return done
+
+    def _refuse_if_compact(self) -> None:
+        if self.is_compact:
+            raise StoreError(
+                f"{self.path} was made by compact, for reading; add to the results store that it "
+                "was made from, and compact that again"
+            )
 
     def _write_chunk(
         self,

@@ -18,6 +18,7 @@ from zarr.storage import LocalStore
 
 from daskcurv.errors import ConfigError, StoreError, StoreWriteError
 from daskcurv.storage import ResultsStore, open_results, schema
+from daskcurv.storage.lazy import Stored
 
 N, BLOCK, CLASSES = 11, 4, 5
 LABELS = np.arange(N) % CLASSES
@@ -632,13 +633,61 @@ def test_results_are_sorted_by_epoch_in_whatever_order_they_were_added(store):
             np.testing.assert_array_equal(dataset[name].sel(epoch=epoch), values[name])
 
 
-def test_results_are_lazy_in_pieces_of_several_epochs(store):
+def test_only_what_is_selected_is_read(store, monkeypatch):
+    written = {epoch: fill_row(store, row) for epoch, row in store.rows.items()}
+    asked = []
+    read = Stored.read
+
+    def reading(self: Stored, key: Any) -> np.ndarray:
+        asked.append(key)
+        return read(self, key)
+
+    monkeypatch.setattr(Stored, "read", reading)
+    dataset = open_results(str(store.path), incomplete="include")
+    chosen = dataset.loss.sel(epoch=200).isel(sample=slice(2, 5))
+    assert asked == []
+    np.testing.assert_array_equal(chosen, written[200]["loss"][2:5])
+    (key,) = asked
+    assert key[0] == 1
+    assert list(range(N))[key[1]] == [2, 3, 4]
+
+
+def test_selections_of_every_kind_agree_with_numpy(store):
+    store.add_epochs(epoch_columns(100))
+    rows = {epoch: fill_row(store, row) for epoch, row in store.rows.items()}
+    expected = np.stack([rows[epoch]["curvature"] for epoch in (0, 100, 200)])
+    curvature = open_results(store.path).curvature
+    where = np.array([7, 2, 2])
+    for key in (
+        (0, 3), (slice(None), 3), (1, slice(None)), (slice(None, None, -1), slice(1, 9, 3)),
+        (slice(None), where), ([2, 0], slice(None)), (-1, -1), (slice(0, 0), slice(None)),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(curvature[key], expected[key])
+    np.testing.assert_array_equal(curvature[[0, 2], where], expected[np.ix_(np.array([0, 2]), where)])
+    points = xr.DataArray([0, 2, 1], dims="point"), xr.DataArray(where, dims="point")
+    np.testing.assert_array_equal(curvature[points], expected[[0, 2, 1], where])
+
+
+def test_results_come_in_pieces_for_dask_on_request(store):
+    written = fill_row(store, 0)
     for incomplete in ("mask", "include"):
-        dataset = open_results(str(store.path), incomplete=incomplete)
+        dataset = open_results(store.path, incomplete=incomplete, chunks={"sample": 4})
         for name in PER_SAMPLE:
             assert isinstance(dataset[name].data, dask.array.Array)
-            assert dataset[name].data.numblocks == (1, 1)
-        assert dataset.label.chunks is None
+            assert dataset[name].data.numblocks == (1, 3)
+        np.testing.assert_array_equal(dataset.loss.sel(epoch=0), written["loss"])
+
+
+def test_classes_have_names_where_they_are_known(tmp_path):
+    names = ["a", "bee", "c", "dee", "e"]
+    store = make_store(tmp_path / "s", 0, attrs={"class_names": names})
+    assert open_results(store.path).class_name.values.tolist() == [names[i] for i in LABELS]
+    assert "class_name" not in open_results(make_store(tmp_path / "t", 0).path)
+
+
+def test_every_variable_says_what_it_is(store):
+    for name, variable in open_results(store.path).variables.items():
+        assert variable.attrs.get("long_name"), name
 
 
 def interrupt_block(store: ResultsStore, writes: Writes, row: int, block: int) -> None:

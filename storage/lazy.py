@@ -1,0 +1,83 @@
+"""Per-sample variables that are read where they are asked for, and not before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+from numpy.typing import NDArray
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+Key = tuple[Any, ...]
+"""For each dimension an integer, a slice, or an array of integers: an orthogonal selection."""
+
+
+class Stored:
+    """A variable on disk, in one layout or in two.
+
+    Parameters
+    ----------
+    by_epoch : zarr.Array
+        Shape (E, N), in chunks that hold one epoch.
+    by_sample : zarr.Array, optional
+        The same values in chunks that hold all epochs of a few samples.
+    """
+
+    def __init__(self, by_epoch: zarr.Array[Any], by_sample: zarr.Array[Any] | None = None):
+        self._by_epoch, self._by_sample = by_epoch, by_sample
+        self.shape: tuple[int, ...] = by_epoch.shape
+        self.dtype: np.dtype[Any] = by_epoch.dtype
+
+    def read(self, key: Key) -> NDArray[Any]:
+        """Return a selection, from the layout that has to be read least for it."""
+        array = self._by_epoch
+        if self._by_sample is not None and self._cost(self._by_sample, key) < self._cost(
+            self._by_epoch, key
+        ):
+            array = self._by_sample
+        return np.asarray(array.oindex[key])
+
+    @staticmethod
+    def _cost(array: zarr.Array[Any], key: Key) -> int:
+        """Return how many values are in the chunks that a selection touches."""
+        chunks = 1
+        for selected, length, size in zip(key, array.shape, array.chunks, strict=True):
+            if isinstance(selected, slice):
+                selected = np.arange(*selected.indices(length))
+            chunks *= len(np.unique(np.atleast_1d(selected) // size))
+        return chunks * int(np.prod(array.chunks))
+
+
+class Lazy(BackendArray):
+    """Something for xarray to hold and index, computed from what is stored.
+
+    Parameters
+    ----------
+    like : Stored
+        Of the same shape.
+    dtype : numpy dtype
+    read : callable
+        Maps an orthogonal selection to values.
+    """
+
+    def __init__(self, like: Stored, dtype: Any, read: Callable[[Key], NDArray[Any]]):
+        self.shape = like.shape
+        self.dtype = np.dtype(dtype)
+        self._read = read
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.OUTER, self._read
+        )
+
+
+def lazy_variable(
+    like: Stored, dtype: Any, read: Callable[[Key], NDArray[Any]], attrs: dict[str, Any]
+) -> xr.Variable:
+    """Return a variable of xarray with dimensions (epoch, sample) that is read when needed."""
+    data = indexing.LazilyIndexedArray(Lazy(like, dtype, read))
+    return xr.Variable(("epoch", "sample"), data, attrs)

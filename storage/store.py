@@ -101,7 +101,7 @@ class ResultsStore:
         block_size = min(block_size, num_samples)
         if path.exists():
             raise StoreError(f"{path} exists; open that results store, or choose another --store")
-        with _writing(f"results store {path}"), whole_directory(path) as building:
+        with writing(f"results store {path}"), whole_directory(path) as building:
             group = zarr.create_group(
                 building,
                 zarr_format=3,
@@ -120,10 +120,10 @@ class ResultsStore:
             for variable in schema.ALL_VARIABLES:
                 _create_array(group, variable, num_samples, block_size)
             for variable in schema.SAMPLE_VARIABLES:
-                _array(group, variable.name)[:] = np.asarray(
+                array_of(group, variable.name)[:] = np.asarray(
                     samples[variable.name], dtype=variable.dtype
                 )
-            _consolidate(building)
+            consolidate(building)
             cls(building)._append_rows(epochs)
         return cls(path)
 
@@ -156,7 +156,7 @@ class ResultsStore:
     @property
     def num_samples(self) -> int:
         """Number of samples."""
-        return _array(self._group, "sample").shape[0]
+        return array_of(self._group, "sample").shape[0]
 
     @property
     def num_blocks(self) -> int:
@@ -168,7 +168,7 @@ class ResultsStore:
         """Epochs, in the order in which they were added."""
         epochs = cast(list[int], self._group.attrs["epochs"])
         # An interrupted addition can have left epochs whose rows are not there yet.
-        return epochs[: _array(self._group, "epoch").shape[0]]
+        return epochs[: array_of(self._group, "epoch").shape[0]]
 
     @cached_property
     def rows(self) -> dict[int, int]:
@@ -184,7 +184,7 @@ class ResultsStore:
         """Return a variable, or one epoch's row of it, or part of that."""
         selection = slice(None) if row is None else (row, samples)
         try:
-            return np.asarray(_array(self._group, name)[selection])
+            return np.asarray(array_of(self._group, name)[selection])
         except (OSError, RuntimeError, ValueError) as error:
             where = name if row is None else f"{name}, row {row},"
             raise StoreError(
@@ -193,8 +193,8 @@ class ResultsStore:
 
     def stored(self, name: str) -> Stored:
         """Return a per-sample variable, to be read lazily."""
-        by_sample = _array(self._group, schema.by_sample(name)) if self.is_compact else None
-        return Stored(_array(self._group, name), by_sample)
+        by_sample = array_of(self._group, schema.by_sample(name)) if self.is_compact else None
+        return Stored(array_of(self._group, name), by_sample)
 
     def read_block(self, name: str, row: int, block: int) -> NDArray[Any]:
         """Return a block of a per-sample variable."""
@@ -243,18 +243,23 @@ class ResultsStore:
             if values is None:
                 found = known.get(variable.name, {})
                 values = [found.get(epoch, variable.fill) for epoch in self.epochs]
-            with _writing(f"results store {self.path}"):
+            with writing(f"results store {self.path}"):
                 self.discard_column(variable)
-                _array(self._group, variable.name)[:] = np.asarray(
+                array_of(self._group, variable.name)[:] = np.asarray(
                     values, dtype=_numpy_dtype(variable)
                 )
             log.warning("%s of results store %s was damaged; restored", variable.name, self.path)
 
     def discard_column(self, variable: schema.Variable) -> None:
         """Make a one-dimensional variable missing, so that the next launch restores it."""
-        with _writing(f"results store {self.path}"):
+        with writing(f"results store {self.path}"):
             for path in self.column_chunks(variable):
                 path.unlink(missing_ok=True)
+
+    def arrays(self) -> Iterator[tuple[str, zarr.Array[Any]]]:
+        """Yield each array with its name, those of subgroups too."""
+        for name in self.array_metadata():
+            yield name, array_of(self._group, name)
 
     def array_metadata(self) -> dict[str, Any]:
         """Return what each array's own ``zarr.json`` should say, by name."""
@@ -268,13 +273,13 @@ class ResultsStore:
 
     def rewrite_metadata(self, name: str) -> None:
         """Write an array's own ``zarr.json`` anew from the store's."""
-        with _writing(f"results store {self.path}"):
+        with writing(f"results store {self.path}"):
             text = json.dumps(self.array_metadata()[name], indent=2)
             write_whole(self.path / name / "zarr.json", text.encode())
 
     def column_chunks(self, variable: schema.Variable) -> list[Path]:
         """Return the files of a one-dimensional variable."""
-        array = _array(self._group, variable.name)
+        array = array_of(self._group, variable.name)
         count = -(-array.shape[0] // array.chunks[0])
         return [self.path / variable.name / "c" / str(chunk) for chunk in range(count)]
 
@@ -293,7 +298,7 @@ class ResultsStore:
         seen = Counter([*self.rows, *map(int, epochs["epoch"])])
         if repeated := [epoch for epoch, times in seen.items() if times > 1]:
             raise StoreError(f"results store {self.path} would have epochs {repeated} twice")
-        with _writing(f"results store {self.path}"):
+        with writing(f"results store {self.path}"):
             self._append_rows(epochs)
         self._group = _open_group(self.path)
         self.__dict__.pop("epochs", None)
@@ -304,19 +309,19 @@ class ResultsStore:
         for variable in schema.ALL_VARIABLES:
             if variable.dims[0] != "epoch":
                 continue
-            array = _array(self._group, variable.name)
+            array = array_of(self._group, variable.name)
             array.resize((start + count, *array.shape[1:]))
             if variable in schema.COLUMNS:
                 values = epochs.get(variable.name, [variable.fill] * count)
                 array[start:] = np.asarray(values, dtype=_numpy_dtype(variable))
         self._group.update_attributes({"epochs": [*self.epochs, *map(int, epochs["epoch"])]})
-        _consolidate(self.path)
+        consolidate(self.path)
 
     def set_epoch(self, row: int, **values: bool | float | int | str) -> None:
         """Write per-epoch variables of one row; only the launcher does."""
-        with _writing(f"results store {self.path}"):
+        with writing(f"results store {self.path}"):
             for name, value in values.items():
-                _array(self._group, name)[row] = value
+                array_of(self._group, name)[row] = value
 
     def write_block(self, row: int, block: int, values: Mapping[str, NDArray[Any]]) -> None:
         """Write a block, its status last.
@@ -344,11 +349,11 @@ class ResultsStore:
                 raise StoreError(
                     f"{variable.name} has shape {shape}; block {block} takes ({stop - start},)"
                 )
-        with _writing(f"results store {self.path}"):
+        with writing(f"results store {self.path}"):
             for variable in schema.MEASURES:
                 self._write_chunk(variable, row, start, stop, values)
             digests = [self.digest(v, row, block, values[v.name]) for v in schema.PER_SAMPLE]
-            _array(self._group, schema.DIGEST.name)[row, block] = np.array(digests, np.uint64)
+            array_of(self._group, schema.DIGEST.name)[row, block] = np.array(digests, np.uint64)
             # A crash of the machine must not leave a status without its data.
             for variable in (*schema.MEASURES, schema.DIGEST):
                 sync(self.chunk_path(variable.name, row, block))
@@ -357,7 +362,7 @@ class ResultsStore:
 
     def discard_block(self, row: int, block: int) -> None:
         """Make a block missing again, its status first, so that it is never half of one."""
-        with _writing(f"results store {self.path}"):
+        with writing(f"results store {self.path}"):
             status = self.chunk_path(schema.STATUS.name, row, block)
             for variable in (schema.STATUS, *schema.MEASURES, schema.DIGEST):
                 self.chunk_path(variable.name, row, block).unlink(missing_ok=True)
@@ -407,7 +412,7 @@ class ResultsStore:
         stop: int,
         values: Mapping[str, NDArray[Any]],
     ) -> None:
-        array = _array(self._group, variable.name)
+        array = array_of(self._group, variable.name)
         array[row, start:stop] = np.asarray(values[variable.name]).astype(variable.dtype)
 
     def digest(self, variable: schema.Variable, row: int, block: int, values: NDArray[Any]) -> int:
@@ -423,7 +428,8 @@ class ResultsStore:
         return path / "0" if name == schema.DIGEST.name else path
 
 
-def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    """Return an array, so that chunks of nothing but fill values are written too."""
     node = group[name]
     if not isinstance(node, zarr.Array):
         raise StoreError(f"{name} is not an array")
@@ -493,7 +499,8 @@ def _open_group(path: Path) -> zarr.Group:
     return group
 
 
-def _consolidate(path: Path) -> None:
+def consolidate(path: Path) -> None:
+    """Write one ``zarr.json`` that describes a group and all of its arrays."""
     with warnings.catch_warnings():
         # zarr warns that other implementations may not read consolidated v3 metadata; they fall
         # back to the arrays' own metadata, which says the same.
@@ -507,7 +514,7 @@ def _is_written(chunk: Path | os.DirEntry[str]) -> bool:
 
 
 @contextmanager
-def _writing(what: str) -> Iterator[None]:
+def writing(what: str) -> Iterator[None]:
     """Turn the operating system's refusals into one message."""
     try:
         yield

@@ -13,8 +13,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from daskcurv.config import fingerprint
 from daskcurv.errors import StoreError
@@ -96,12 +98,17 @@ def verify(store: ResultsStore) -> Verification:
         block_damage,
         pieces,
         description="verifying",
-        at_once=None if done.sum() > _WORTH_PROCESSES else 1,
+        at_once=None if worth_processes(store) else 1,
     )
     for part in found:
         damage += part
     leftovers = len(list(_leftovers(store.path)))
     return Verification(int(done.sum()), int((~done).sum()), leftovers, damage)
+
+
+def worth_processes(store: ResultsStore) -> bool:
+    """Return whether there is enough in a store for several processes to save time."""
+    return len(store.epochs) * store.num_blocks > _WORTH_PROCESSES
 
 
 def repair(store: ResultsStore, damage: list[Damage]) -> None:
@@ -146,43 +153,67 @@ def block_damage(path: Path, rows: range) -> list[Damage]:
     damage = []
     for row in rows:
         epoch = store.epochs[row]
-        active = None if first_active is None else first_active <= epoch
+        active = None if first_active is None else active_samples(first_active, epoch)
         for block in range(store.num_blocks):
             if store.is_done(row, block):
-                problems = "; ".join(_block_problems(store, row, block, active))
+                _, problems = checked_block(store, row, block, active)
                 if problems:
                     damage.append(Damage(f"epoch {epoch} block {block}", problems, row, block))
     return damage
 
 
-def _block_problems(
-    store: ResultsStore, row: int, block: int, active: np.ndarray | None
-) -> Iterator[str]:
+def active_samples(first_active: NDArray[np.int64], epoch: int) -> NDArray[np.bool_]:
+    """Return which samples are active at an epoch, from the column `first_epoch_active`."""
+    active: NDArray[np.bool_] = first_active <= epoch
+    return active
+
+
+def checked_block(
+    store: ResultsStore, row: int, block: int, active: NDArray[np.bool_] | None
+) -> tuple[dict[str, NDArray[Any]], str]:
+    """Read a block and hold it against its digests.
+
+    Parameters
+    ----------
+    store : ResultsStore
+    row, block : int
+    active : ndarray of bool, shape (N,), optional
+        Which samples are active at the epoch, if that is known.
+
+    Returns
+    -------
+    dict
+        The values of each of `schema.PER_SAMPLE` that could be read.
+    str
+        What is wrong; empty if nothing is.
+    """
+    values, problems = {}, []
     expected = None
     try:
         expected = store.read_digests(row, block)
-        if not store.chunk_path(schema.DIGEST.name, row, block).exists():
-            yield "its digests are lost"
+        if not store.is_compact and not store.chunk_path(schema.DIGEST.name, row, block).exists():
             expected = None
+            problems.append("its digests are lost")
     except StoreError:
-        yield "its digests cannot be read"
+        problems.append("its digests cannot be read")
     for number, variable in enumerate(schema.PER_SAMPLE):
         name = variable.name
-        if not store.chunk_path(name, row, block).exists():
-            yield f"{name} is lost"
+        if not store.is_compact and not store.chunk_path(name, row, block).exists():
+            problems.append(f"{name} is lost")
             continue
         try:
-            values = store.read_block(name, row, block)
+            values[name] = store.read_block(name, row, block)
         except StoreError:
-            yield f"{name} cannot be read"
+            problems.append(f"{name} cannot be read")
             continue
-        if expected is not None and store.digest(variable, row, block, values) != expected[number]:
-            yield f"{name} is not what was written there"
+        if expected and store.digest(variable, row, block, values[name]) != expected[number]:
+            problems.append(f"{name} is not what was written there")
         elif variable is schema.STATUS and active is not None:
             start, stop = store.bounds(block)
             right = np.where(active[start:stop], schema.COMPUTED, schema.INACTIVE)
-            if not np.array_equal(values, right):
-                yield "status does not agree with first_epoch_active"
+            if not np.array_equal(values[name], right):
+                problems.append("status does not agree with first_epoch_active")
+    return values, "; ".join(problems)
 
 
 def _column_damage(store: ResultsStore) -> Iterator[Damage]:
@@ -199,7 +230,7 @@ def _column_damage(store: ResultsStore) -> Iterator[Damage]:
         yield Damage("epoch", "does not agree with the epochs in zarr.json", column="epoch")
 
 
-def _lost_blocks(store: ResultsStore, done: np.ndarray) -> Iterator[Damage]:
+def _lost_blocks(store: ResultsStore, done: NDArray[np.bool_]) -> Iterator[Damage]:
     try:
         complete = store.read("complete")
     except StoreError:

@@ -10,6 +10,8 @@ from dask import compute, delayed  # type: ignore[attr-defined]
 from dask.callbacks import Callback
 from tqdm import tqdm
 
+from daskcurv.errors import DaskcurvError
+
 Result = TypeVar("Result")
 
 
@@ -43,12 +45,16 @@ def do_all(
     scheduler = "processes" if processes > 1 else "synchronous"
     with tqdm(total=len(calls), desc=description, disable=None) as bar:
         progress: Any = Callback(posttask=lambda *_: bar.update())  # type: ignore[no-untyped-call]
-        with progress:
-            results: tuple[Result, ...] = compute(  # type: ignore[no-untyped-call]
-                *calls,
-                scheduler=scheduler,
-                num_workers=processes,
-                chunksize=1,
-                optimize_graph=False,
-            )
+        try:
+            with progress:
+                results: tuple[Result, ...] = compute(  # type: ignore[no-untyped-call]
+                    *calls,
+                    scheduler=scheduler,
+                    num_workers=processes,
+                    chunksize=1,
+                    optimize_graph=False,
+                )
+        except DaskcurvError as error:
+            # Dask adds the other process's traceback to the text, which is for the user.
+            raise getattr(error, "exception", error) from None
     return list(results)

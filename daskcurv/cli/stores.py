@@ -18,6 +18,7 @@ _SHOWN = 20
 def add_commands(verbs: Any) -> None:
     """Add the commands to the program's parser."""
     _add_verify(verb(verbs, "verify", _verify, "check everything that a results store holds"))
+    _add_compact(verb(verbs, "compact", _compact, "write a finished store anew, for reading"))
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
@@ -57,3 +58,16 @@ def _verify(args: argparse.Namespace) -> int:
         if found.damage:
             log.info("marked as missing; the next launch computes and restores it")
         return 0
+
+
+def _add_compact(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", type=Path, help="results store, finished")
+    parser.add_argument("out", type=Path, help="where to write it anew; must not exist")
+
+
+def _compact(args: argparse.Namespace) -> int:
+    from daskcurv.storage import ResultsStore
+    from daskcurv.storage.compact import compact
+
+    compact(ResultsStore.open(args.store), args.out)
+    return 0

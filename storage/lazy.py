@@ -35,21 +35,24 @@ class Stored:
     def read(self, key: Key) -> NDArray[Any]:
         """Return a selection, from the layout that has to be read least for it."""
         array = self._by_epoch
-        if self._by_sample is not None and self._cost(self._by_sample, key) < self._cost(
-            self._by_epoch, key
-        ):
+        if self._by_sample is not None and _cost(self._by_sample, key) < _cost(array, key):
             array = self._by_sample
-        return np.asarray(array.oindex[key])
+        if any(isinstance(selected, np.ndarray) for selected in key):
+            return np.asarray(array.oindex[key])
+        return np.asarray(array[key])
 
-    @staticmethod
-    def _cost(array: zarr.Array[Any], key: Key) -> int:
-        """Return how many values are in the chunks that a selection touches."""
-        chunks = 1
-        for selected, length, size in zip(key, array.shape, array.chunks, strict=True):
-            if isinstance(selected, slice):
-                selected = np.arange(*selected.indices(length))
-            chunks *= len(np.unique(np.atleast_1d(selected) // size))
-        return chunks * int(np.prod(array.chunks))
+
+def _cost(array: zarr.Array[Any], key: Key) -> int:
+    """Return about how many values are in the chunks that a selection touches."""
+    cost = 1
+    for selected, length, size in zip(key, array.shape, array.chunks, strict=True):
+        if isinstance(selected, slice):
+            chosen = range(*selected.indices(length))
+            chunks = min(len(chosen), abs(chosen[-1] - chosen[0]) // size + 1) if chosen else 0
+        else:
+            chunks = len(np.unique(np.atleast_1d(selected) // size))
+        cost *= chunks * size
+    return cost
 
 
 class Lazy(BackendArray):

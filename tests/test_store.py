@@ -663,7 +663,9 @@ def test_selections_of_every_kind_agree_with_numpy(store):
         (slice(None), where), ([2, 0], slice(None)), (-1, -1), (slice(0, 0), slice(None)),
     ):  # fmt: skip
         np.testing.assert_array_equal(curvature[key], expected[key])
-    np.testing.assert_array_equal(curvature[[0, 2], where], expected[np.ix_(np.array([0, 2]), where)])
+    np.testing.assert_array_equal(
+        curvature[[0, 2], where], expected[np.ix_(np.array([0, 2]), where)]
+    )
     points = xr.DataArray([0, 2, 1], dims="point"), xr.DataArray(where, dims="point")
     np.testing.assert_array_equal(curvature[points], expected[[0, 2, 1], where])
 

@@ -283,6 +283,14 @@ class ResultsStore:
         count = -(-array.shape[0] // array.chunks[0])
         return [self.path / variable.name / "c" / str(chunk) for chunk in range(count)]
 
+    def refuse_if_compact(self) -> None:
+        """Raise a StoreError if this is a store for reading."""
+        if self.is_compact:
+            raise StoreError(
+                f"{self.path} was made by compact, for reading; add to the results store that it "
+                "was made from, and compact that again"
+            )
+
     def add_epochs(self, epochs: Columns) -> None:
         """Append rows for epochs that the store does not have yet.
 
@@ -294,7 +302,7 @@ class ResultsStore:
         epochs : mapping
             A column for each of `schema.EPOCH_VARIABLES`, all of one length.
         """
-        self._refuse_if_compact()
+        self.refuse_if_compact()
         seen = Counter([*self.rows, *map(int, epochs["epoch"])])
         if repeated := [epoch for epoch, times in seen.items() if times > 1]:
             raise StoreError(f"results store {self.path} would have epochs {repeated} twice")
@@ -339,7 +347,7 @@ class ResultsStore:
         StoreWriteError
             If the disk is full or not writable; the block then does not count as done.
         """
-        self._refuse_if_compact()
+        self.refuse_if_compact()
         start, stop = self.bounds(block)
         if not (0 <= row < len(self.rows) and 0 <= block < self.num_blocks):
             raise StoreError(f"results store {self.path} has no block {block} in row {row}")
@@ -396,13 +404,6 @@ class ResultsStore:
                 continue
             done[row, [block for block in blocks if block < self.num_blocks]] = True
         return done
-
-    def _refuse_if_compact(self) -> None:
-        if self.is_compact:
-            raise StoreError(
-                f"{self.path} was made by compact, for reading; add to the results store that it "
-                "was made from, and compact that again"
-            )
 
     def _write_chunk(
         self,

@@ -564,7 +564,7 @@ def test_a_crash_before_the_deciding_file_leaves_the_store_as_it_was(store, monk
 
     written = fill_row(store, 0)
     with monkeypatch.context() as patch:
-        patch.setattr("daskcurv.storage.store._consolidate", crash)
+        patch.setattr("daskcurv.storage.store.consolidate", crash)
         with pytest.raises(Crash):
             store.add_epochs(epoch_columns(400, 600, 800))
     assert_as_before(store, written)

@@ -15,25 +15,22 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-import daskcurv
-from daskcurv.checkpoints import Checkpoint, check_all
+from daskcurv.checkpoints import Checkpoint
 from daskcurv.clusters import open_cluster
 from daskcurv.clusters.slurm_commands import seconds_left
 from daskcurv.dataset import prepare
-from daskcurv.errors import CheckpointError, ConfigError, DaskcurvError, ExportError
+from daskcurv.errors import ConfigError, DaskcurvError, ExportError
 from daskcurv.pipeline.feed import TASKS_PER_WORKER, Done, SetAside, Waiting, feed
 from daskcurv.pipeline.inputs import Inputs, LaunchOptions, gather, sample_columns
 from daskcurv.pipeline.more_probes import change_places, larger_store, recover, smaller_store
+from daskcurv.pipeline.opening import check_weights, open_existing, ready_store
 from daskcurv.pipeline.plan import Plan, active_samples
 from daskcurv.pipeline.progress import Progress
 from daskcurv.pipeline.task import BlockReport, BlockTask, RunContext, score_block
-from daskcurv.storage import ResultsStore, export_epoch, launcher_lock, schema
+from daskcurv.storage import ResultsStore, export_epoch, launcher_lock
 from daskcurv.storage.export import is_exported
 from daskcurv.storage.lock import beside
 from daskcurv.storage.schema import DEFAULT_BLOCK_SIZE
@@ -107,8 +104,8 @@ def _dry_run(options: LaunchOptions, inputs: Inputs) -> None:
         options = replace(
             options, store=larger_store(base, options.estimator.n_probes, inputs.checkpoints)
         )
-    store = _open_existing(options, inputs)
-    checkpoints = _check_weights(inputs, store)
+    store = open_existing(options, inputs)
+    checkpoints = check_weights(inputs, store)
     plan = _plan(options, inputs, checkpoints, store)
     log.info("store %s: %s", options.store, "exists" if store else "would be created")
     log.info("%s", plan.summary())
@@ -116,7 +113,7 @@ def _dry_run(options: LaunchOptions, inputs: Inputs) -> None:
 
 def _run(options: LaunchOptions, inputs: Inputs, base: ResultsStore | None = None) -> Outcome:
     """Fill a store; `base` is one from which it takes the probes that are there."""
-    store, checkpoints = _ready_store(options, inputs, base)
+    store, checkpoints = ready_store(options, inputs, base)
     plan = _plan(options, inputs, checkpoints, store)
     log.info("store %s: %s", store.path, plan.summary())
     epochs = [checkpoint.epoch for checkpoint in checkpoints]
@@ -289,106 +286,6 @@ def _deadline() -> float:
     job = os.environ.get("SLURM_JOB_ID")
     left = seconds_left(job) if job else None
     return math.inf if left is None else time.monotonic() + left
-
-
-def _ready_store(
-    options: LaunchOptions, inputs: Inputs, base: ResultsStore | None
-) -> tuple[ResultsStore, list[Checkpoint]]:
-    """Check the weights, and create the store or add to it what it lacks."""
-    store = _open_existing(options, inputs)
-    checkpoints = _check_weights(inputs, store or base)
-    if base is not None:
-        _note_changed_checkpoints(base, checkpoints)
-    if store is None:
-        store = ResultsStore.create(
-            options.store,
-            identity=inputs.identity,
-            samples=sample_columns(inputs, options),
-            epochs=_epoch_columns(checkpoints, inputs, options),
-            block_size=base.block_size if base else options.block_size or DEFAULT_BLOCK_SIZE,
-            attrs={
-                "title": "curvature of the loss around training samples",
-                "daskcurv_version": daskcurv.__version__,
-                "class_names": list(inputs.dataset.class_names),
-                "class_order_source": inputs.class_order_source,
-            },
-        )
-        return store, checkpoints
-    if options.block_size and options.block_size != store.block_size:
-        log.info("the store's block size, %d, is kept", store.block_size)
-    _note_changed_checkpoints(store, checkpoints)
-    added = [checkpoint for checkpoint in checkpoints if checkpoint.epoch not in store.rows]
-    if added:
-        store.add_epochs(_epoch_columns(added, inputs, options))
-    return store, checkpoints
-
-
-def _open_existing(options: LaunchOptions, inputs: Inputs) -> ResultsStore | None:
-    if not options.store.exists():
-        return None
-    return ResultsStore.open(options.store, identity=inputs.identity)
-
-
-def _check_weights(inputs: Inputs, store: ResultsStore | None) -> list[Checkpoint]:
-    known = {}
-    if store is not None:
-        sha256, size, mtime_ns = map(
-            store.read, ("checkpoint_sha256", "checkpoint_size", "checkpoint_mtime_ns")
-        )
-        known = {
-            epoch: Checkpoint(epoch, Path(), str(sha256[row]), int(size[row]), int(mtime_ns[row]))
-            for epoch, row in store.rows.items()
-        }
-    with tqdm(
-        total=len(inputs.checkpoints), desc="checking weights", unit=" files", disable=None
-    ) as bar:
-        return check_all(inputs.checkpoints, inputs.model, known, on_done=lambda _: bar.update())
-
-
-def _note_changed_checkpoints(store: ResultsStore, checkpoints: list[Checkpoint]) -> None:
-    """Refuse files that differ from those already scored; take over those not scored yet."""
-    done = store.done_blocks()
-    recorded = store.read("checkpoint_sha256")
-    changed = []
-    for checkpoint in checkpoints:
-        row = store.rows.get(checkpoint.epoch)
-        if row is None or checkpoint.sha256 == recorded[row]:
-            continue
-        if done[row].any():
-            changed.append(str(checkpoint.epoch))
-        else:
-            store.set_epoch(row, **_checkpoint_columns(checkpoint))
-    if changed:
-        raise CheckpointError(
-            f"the checkpoints of epochs {', '.join(changed)} have changed since {store.path} was "
-            "filled from them; put the old files back, leave these epochs out, or choose another "
-            "--store"
-        )
-
-
-def _checkpoint_columns(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "checkpoint": checkpoint.path.name,
-        "checkpoint_sha256": checkpoint.sha256,
-        "checkpoint_size": checkpoint.size,
-        "checkpoint_mtime_ns": checkpoint.mtime_ns,
-    }
-
-
-def _epoch_columns(
-    checkpoints: list[Checkpoint], inputs: Inputs, options: LaunchOptions
-) -> dict[str, list[Any]]:
-    schedule, num_classes = options.schedule, len(inputs.class_order)
-    rows = [
-        {
-            "epoch": checkpoint.epoch,
-            "task": schedule.task(checkpoint.epoch, num_classes),
-            "num_active_classes": schedule.num_active(checkpoint.epoch, num_classes),
-            **_checkpoint_columns(checkpoint),
-        }
-        for checkpoint in checkpoints
-    ]
-    return {v.name: [row[v.name] for row in rows] for v in schema.EPOCH_VARIABLES}
 
 
 def _plan(

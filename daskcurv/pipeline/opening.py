@@ -1,0 +1,155 @@
+"""The store that a run fills: opened or created, held against the checkpoints, and mended."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import daskcurv
+from daskcurv.checkpoints import Checkpoint, check_all
+from daskcurv.errors import CheckpointError
+from daskcurv.pipeline.inputs import Inputs, LaunchOptions, sample_columns
+from daskcurv.storage import ResultsStore, schema
+from daskcurv.storage.schema import DEFAULT_BLOCK_SIZE
+
+log = logging.getLogger(__name__)
+
+_FILE_COLUMNS = ("checkpoint_sha256", "checkpoint_size", "checkpoint_mtime_ns")
+
+
+def ready_store(
+    options: LaunchOptions, inputs: Inputs, base: ResultsStore | None
+) -> tuple[ResultsStore, list[Checkpoint]]:
+    """Check the weights, and create the store or add to it and restore what it lacks.
+
+    Parameters
+    ----------
+    options : LaunchOptions
+    inputs : Inputs
+    base : ResultsStore or None
+        The store of fewer probes that the results are to build on.
+
+    Returns
+    -------
+    store : ResultsStore
+    checkpoints : list of Checkpoint
+        By epoch.
+
+    Raises
+    ------
+    CheckpointError
+        If weights cannot be used, or are not those that the store was filled from.
+    StoreError
+    """
+    store = open_existing(options, inputs)
+    checkpoints = check_weights(inputs, store or base)
+    if base is not None:
+        _note_changed_checkpoints(base, checkpoints)
+    if store is None:
+        store = ResultsStore.create(
+            options.store,
+            identity=inputs.identity,
+            samples=sample_columns(inputs, options),
+            epochs=_epoch_columns(checkpoints, inputs, options),
+            block_size=base.block_size if base else options.block_size or DEFAULT_BLOCK_SIZE,
+            attrs={
+                "title": "curvature of the loss around training samples",
+                "daskcurv_version": daskcurv.__version__,
+                "class_names": list(inputs.dataset.class_names),
+                "class_order_source": inputs.class_order_source,
+            },
+        )
+        return store, checkpoints
+    if options.block_size and options.block_size != store.block_size:
+        log.info("the store's block size, %d, is kept", store.block_size)
+    if store.damaged_columns():
+        store.restore_columns(
+            sample_columns(inputs, options), _epoch_columns(checkpoints, inputs, options)
+        )
+    _note_changed_checkpoints(store, checkpoints)
+    added = [checkpoint for checkpoint in checkpoints if checkpoint.epoch not in store.rows]
+    if added:
+        store.add_epochs(_epoch_columns(added, inputs, options))
+    return store, checkpoints
+
+
+def open_existing(options: LaunchOptions, inputs: Inputs) -> ResultsStore | None:
+    """Open the store if there is one; it has to be one that can be added to."""
+    if not options.store.exists():
+        return None
+    store = ResultsStore.open(options.store, identity=inputs.identity)
+    store.refuse_if_compact()
+    return store
+
+
+def check_weights(inputs: Inputs, store: ResultsStore | None) -> list[Checkpoint]:
+    """Read all weights through, but for files that are as the store has them on record."""
+    with tqdm(
+        total=len(inputs.checkpoints), desc="checking weights", unit=" files", disable=None
+    ) as bar:
+        return check_all(
+            inputs.checkpoints,
+            inputs.model,
+            _recorded(store) if store else {},
+            on_done=lambda _: bar.update(),
+        )
+
+
+def _recorded(store: ResultsStore) -> dict[int, Checkpoint]:
+    if any(variable.name in _FILE_COLUMNS for variable in store.damaged_columns()):
+        return {}
+    sha256, size, mtime_ns = map(store.read, _FILE_COLUMNS)
+    return {
+        epoch: Checkpoint(epoch, Path(), str(sha256[row]), int(size[row]), int(mtime_ns[row]))
+        for epoch, row in store.rows.items()
+    }
+
+
+def _note_changed_checkpoints(store: ResultsStore, checkpoints: list[Checkpoint]) -> None:
+    """Refuse files that differ from those already scored; take over what is not on record."""
+    done = store.done_blocks()
+    recorded = store.read("checkpoint_sha256")
+    changed = []
+    for checkpoint in checkpoints:
+        row = store.rows.get(checkpoint.epoch)
+        if row is None or checkpoint.sha256 == recorded[row]:
+            continue
+        # The record is empty where its column was damaged and this epoch not in that launch.
+        if recorded[row] and done[row].any():
+            changed.append(str(checkpoint.epoch))
+        else:
+            store.set_epoch(row, **_checkpoint_columns(checkpoint))
+    if changed:
+        raise CheckpointError(
+            f"the checkpoints of epochs {', '.join(changed)} have changed since {store.path} was "
+            "filled from them; put the old files back, leave these epochs out, or choose another "
+            "--store"
+        )
+
+
+def _checkpoint_columns(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "checkpoint": checkpoint.path.name,
+        "checkpoint_sha256": checkpoint.sha256,
+        "checkpoint_size": checkpoint.size,
+        "checkpoint_mtime_ns": checkpoint.mtime_ns,
+    }
+
+
+def _epoch_columns(
+    checkpoints: list[Checkpoint], inputs: Inputs, options: LaunchOptions
+) -> dict[str, list[Any]]:
+    schedule, num_classes = options.schedule, len(inputs.class_order)
+    rows = [
+        {
+            "epoch": checkpoint.epoch,
+            "task": schedule.task(checkpoint.epoch, num_classes),
+            "num_active_classes": schedule.num_active(checkpoint.epoch, num_classes),
+            **_checkpoint_columns(checkpoint),
+        }
+        for checkpoint in checkpoints
+    ]
+    return {v.name: [row[v.name] for row in rows] for v in schema.EPOCH_VARIABLES}

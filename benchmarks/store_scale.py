@@ -48,7 +48,10 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="leave the files, and use those there")
     args = parser.parse_args()
     store, tree, out = (args.directory / name for name in ("s.zarr", "tree", "compact.zarr"))
+    built = args.directory / "built.json"
     result: dict[str, Any] = {"epochs": args.epochs, "samples": SAMPLES}
+    if built.exists():
+        result |= json.loads(built.read_text())
     if not store.exists():
         result["template"] = in_its_own_process("create", store, args.epochs)
         result["list missing, none done"] = in_its_own_process("list_missing", store)
@@ -58,6 +61,7 @@ def main() -> None:
         result["export npy"] = timed(lambda: in_pieces(export, store, args.epochs, tree))
     if not out.exists():
         result["compact"] = compact(store, out)
+    built.write_text(json.dumps(result))
     result["list missing, all done"] = in_its_own_process("list_missing", store)
     result["verify"] = timed(lambda: command("verify", store))
     result["verify compact"] = timed(lambda: command("verify", out))
@@ -70,6 +74,7 @@ def main() -> None:
     if args.out:
         args.out.write_text(json.dumps(result, indent=2) + "\n")
     if not args.keep:
+        built.unlink()
         for path in (store, tree, out):
             shutil.rmtree(path)
 

@@ -27,10 +27,10 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from daskcurv.errors import StoreError
 from daskcurv.files import whole_directory
 from daskcurv.storage import schema
+from daskcurv.storage.checks import checked_epoch
 from daskcurv.storage.lock import launcher_lock
-from daskcurv.storage.store import ResultsStore, array_of, consolidate, writing
-from daskcurv.storage.verify import active_samples, checked_block, worth_processes
-from daskcurv.storage.work import do_all
+from daskcurv.storage.store import ResultsStore, consolidate, writing
+from daskcurv.storage.work import do_all, processes_for
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +39,8 @@ SAMPLES_PER_EPOCH_CHUNK = 65_536
 SAMPLES_PER_CHUNK = 16
 SAMPLES_PER_SHARD = 2048
 
-_SLAB_BYTES = 2**29
+_SLAB_BYTES = 2**28
 """What a process holds of a variable while it turns epochs into samples."""
-_AT_ONCE = 4
-"""Processes, so that memory stays within 8 GB on machines of any size."""
 
 
 def compact(source: ResultsStore, out: Path) -> None:
@@ -103,12 +101,17 @@ def _build(source: ResultsStore, path: Path) -> None:
     }
     group = zarr.create_group(path, zarr_format=3, overwrite=True, attributes=attrs)
     _create_arrays(group, source)
+    consolidate(path)
+    out = ResultsStore.open(path)
     for name, array in source.arrays():
         if name not in _PER_SAMPLE:
-            values = np.asarray(array[:])
+            values = source.read(name)
             by_epoch = _dimensions(array)[0] == "epoch"
-            array_of(group, name)[:] = values[order] if by_epoch else values
-    at_once = _AT_ONCE if worth_processes(source) else 1
+            out.array(name)[:] = values[order] if by_epoch else values
+    # Samples of a class are active together, and asked for together.
+    by_class = np.argsort(source.read("class_position"), kind="stable")
+    out.array(schema.by_sample("sample"))[:] = by_class
+    at_once = processes_for(source)
     starts = range(0, len(order), EPOCHS_PER_SHARD)
     rows = [order[start : start + EPOCHS_PER_SHARD].tolist() for start in starts]
     do_all(
@@ -117,8 +120,7 @@ def _build(source: ResultsStore, path: Path) -> None:
         description="copying epochs",
         at_once=at_once,
     )
-    do_all(_turn, _slabs(group, path), description="turning into samples", at_once=at_once)
-    consolidate(path)
+    do_all(_turn, slabs(out), description="turning into samples", at_once=at_once)
 
 
 _PER_SAMPLE = {variable.name: variable for variable in schema.PER_SAMPLE}
@@ -149,6 +151,15 @@ def _create_arrays(group: zarr.Group, source: ResultsStore) -> None:
         chunk, shard = (epochs, SAMPLES_PER_CHUNK), (epochs, SAMPLES_PER_SHARD)
         group.create_array(schema.by_sample(name), chunks=chunk, shards=shard, **options)
 
+    group.create_array(
+        schema.by_sample("sample"),
+        shape=(source.num_samples,),
+        chunks=(source.num_samples,),
+        dtype="int32",
+        dimension_names=("place",),
+        attributes={"long_name": "sample of each place in the arrays by sample"},
+    )
+
 
 def _dimensions(array: zarr.Array[Any]) -> tuple[str, ...]:
     names: tuple[str, ...] = array.metadata.dimension_names  # type: ignore[union-attr,assignment]
@@ -164,55 +175,73 @@ def _one_chunk(name: str, array: zarr.Array[Any]) -> tuple[int, ...]:
 def _copy_epochs(source_path: Path, path: Path, start: int, rows: Sequence[int]) -> None:
     """Copy the rows of a store that make a shard of each variable."""
     source = ResultsStore.open(source_path)
-    values = {
+    shard = {
         name: np.empty((len(rows), source.num_samples), variable.dtype)
         for name, variable in _PER_SAMPLE.items()
     }
     first_active = source.read("first_epoch_active")
     for position, row in enumerate(rows):
-        active = active_samples(first_active, source.epochs[row])
-        for block in range(source.num_blocks):
-            found, problems = checked_block(source, row, block, active)
-            if problems:
-                raise StoreError(
-                    f"epoch {source.epochs[row]} block {block} of results store {source_path} is "
-                    f"damaged: {problems}. Mark it with daskcurv verify --repair, and launch again"
-                )
-            for name, part in found.items():
-                values[name][position, slice(*source.bounds(block))] = part
-    group = zarr.open_group(path, mode="r+")
+        epoch, damage = checked_epoch(source, row, first_active)
+        if damage:
+            raise StoreError(
+                f"{damage[0].where} of results store {source_path} is damaged: {damage[0].what}. "
+                "Mark it with daskcurv verify --repair, and launch again"
+            )
+        for name, values in epoch.items():
+            shard[name][position] = values
+    out = ResultsStore.open(path)
     where = slice(start, start + len(rows)), slice(None)
-    for name, rectangle in values.items():
-        _write_and_compare(path, group, name, where, rectangle)
+    for name, values in shard.items():
+        _write_and_compare(out, name, where, values)
 
 
-def _slabs(group: zarr.Group, path: Path) -> list[tuple[Any, ...]]:
-    """Return what `_turn` is to be called with: pieces of shards, of bounded size."""
-    pieces: list[tuple[Any, ...]] = []
-    for name in _PER_SAMPLE:
-        array = array_of(group, name)
-        epochs, samples = array.shape
-        shard_bytes = epochs * SAMPLES_PER_SHARD * array.dtype.itemsize
+def slabs(store: ResultsStore) -> list[tuple[Path, str, slice]]:
+    """Return pieces of a compact store's variables, for memory to hold one at a time.
+
+    Returns
+    -------
+    list of (Path, str, slice)
+        The store, the variable, and a run of places in the order by sample: whole shards.
+    """
+    pieces = []
+    for name, variable in _PER_SAMPLE.items():
+        shard_bytes = len(store.epochs) * SAMPLES_PER_SHARD * np.dtype(variable.dtype).itemsize
         step = SAMPLES_PER_SHARD * max(1, _SLAB_BYTES // shard_bytes)
-        pieces += [(path, name, start, start + step) for start in range(0, samples, step)]
+        for start in range(0, store.num_samples, step):
+            places = slice(start, min(start + step, store.num_samples))
+            pieces.append((store.path, name, places))
     return pieces
 
 
-def _turn(path: Path, name: str, start: int, stop: int) -> None:
-    """Write some samples of a variable by sample."""
-    group = zarr.open_group(path, mode="r+")
-    where = slice(None), slice(start, stop)
-    values = np.asarray(array_of(group, name)[where])
-    _write_and_compare(path, group, schema.by_sample(name), where, values)
+def turned(store: ResultsStore, name: str, places: slice) -> NDArray[Any]:
+    """Read a slab of a variable from where it is stored by epoch.
+
+    Returns
+    -------
+    ndarray, shape (E, samples of the slab)
+    """
+    samples = store.read(schema.by_sample("sample"))[places]
+    values = np.empty((len(store.epochs), len(samples)), store.array(name).dtype)
+    for start in range(0, len(values), EPOCHS_PER_SHARD):
+        shard = slice(start, start + EPOCHS_PER_SHARD)
+        values[shard] = store.read(name, shard)[:, samples]
+    return values
+
+
+def _turn(path: Path, name: str, places: slice) -> None:
+    """Write a slab of a variable by sample."""
+    out = ResultsStore.open(path)
+    where = slice(None), places
+    _write_and_compare(out, schema.by_sample(name), where, turned(out, name, places))
 
 
 def _write_and_compare(
-    path: Path, group: zarr.Group, name: str, where: tuple[slice, slice], values: NDArray[Any]
+    out: ResultsStore, name: str, where: tuple[slice, slice], values: NDArray[Any]
 ) -> None:
-    array = array_of(group, name)
-    with writing(f"{name} of compact store {path}"):
-        array[where] = values
-    if np.asarray(array[where]).tobytes() != values.tobytes():
+    with writing(f"{name} of compact store {out.path}"):
+        out.array(name)[where] = values
+    if out.read(name, *where).tobytes() != values.tobytes():
         raise StoreError(
-            f"{name} of {path} is not what was written; the disk or memory of this machine is bad"
+            f"{name} of {out.path} is not what was written; the disk or memory of this machine is "
+            "bad"
         )

@@ -24,22 +24,40 @@ class Stored:
     by_epoch : zarr.Array
         Shape (E, N), in chunks that hold one epoch.
     by_sample : zarr.Array, optional
-        The same values in chunks that hold all epochs of a few samples.
+        The same values in chunks that hold all epochs of a few samples, in an order of their own.
+    places : ndarray of int, shape (N,), optional
+        Where each sample is in `by_sample`.
     """
 
-    def __init__(self, by_epoch: zarr.Array[Any], by_sample: zarr.Array[Any] | None = None):
-        self._by_epoch, self._by_sample = by_epoch, by_sample
+    def __init__(
+        self,
+        by_epoch: zarr.Array[Any],
+        by_sample: zarr.Array[Any] | None = None,
+        places: NDArray[np.integer[Any]] | None = None,
+    ):
+        self._by_epoch, self._by_sample, self._places = by_epoch, by_sample, places
         self.shape: tuple[int, ...] = by_epoch.shape
         self.dtype: np.dtype[Any] = by_epoch.dtype
 
     def read(self, key: Key) -> NDArray[Any]:
         """Return a selection, from the layout that has to be read least for it."""
         array = self._by_epoch
-        if self._by_sample is not None and _cost(self._by_sample, key) < _cost(array, key):
-            array = self._by_sample
+        if self._by_sample is not None and self._places is not None:
+            there = key[0], _as_slice(self._places[key[1]])
+            if _cost(self._by_sample, there) < _cost(array, key):
+                array, key = self._by_sample, there
         if any(isinstance(selected, np.ndarray) for selected in key):
             return np.asarray(array.oindex[key])
         return np.asarray(array[key])
+
+
+def _as_slice(places: Any) -> Any:
+    """Return consecutive places as a slice, which is quicker to read, and others as they are."""
+    if not isinstance(places, np.ndarray):
+        return int(places)
+    if len(places) and (np.diff(places) == 1).all():
+        return slice(int(places[0]), int(places[-1]) + 1)
+    return places
 
 
 def _cost(array: zarr.Array[Any], key: Key) -> int:

@@ -106,7 +106,10 @@ In a group of its own, so that xarray does not show it among the results."""
 
 
 def by_sample(name: str) -> str:
-    """Return the name of a per-sample variable's second array in a compact store."""
+    """Return the name of a per-sample variable's second array in a compact store.
+
+    There, samples are in the order that ``by_sample/sample`` gives.
+    """
     return f"by_sample/{name}"
 
 

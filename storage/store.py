@@ -156,7 +156,7 @@ class ResultsStore:
     @property
     def num_samples(self) -> int:
         """Number of samples."""
-        return array_of(self._group, "sample").shape[0]
+        return self.array("sample").shape[0]
 
     @property
     def num_blocks(self) -> int:
@@ -168,7 +168,7 @@ class ResultsStore:
         """Epochs, in the order in which they were added."""
         epochs = cast(list[int], self._group.attrs["epochs"])
         # An interrupted addition can have left epochs whose rows are not there yet.
-        return epochs[: array_of(self._group, "epoch").shape[0]]
+        return epochs[: self.array("epoch").shape[0]]
 
     @cached_property
     def rows(self) -> dict[int, int]:
@@ -180,31 +180,54 @@ class ResultsStore:
         start = block * self.block_size
         return start, min(start + self.block_size, self.num_samples)
 
-    def read(self, name: str, row: int | None = None, samples: slice = slice(None)) -> NDArray[Any]:
-        """Return a variable, or one epoch's row of it, or part of that."""
-        selection = slice(None) if row is None else (row, samples)
+    def array(self, name: str) -> zarr.Array[Any]:
+        """Return a variable as it is stored."""
+        return array_of(self._group, name)
+
+    def read(
+        self, name: str, rows: int | slice | None = None, samples: slice = slice(None)
+    ) -> NDArray[Any]:
+        """Return a variable, or one epoch's row of it or several, or part of that."""
+        selection = slice(None) if rows is None else (rows, samples)
         try:
-            return np.asarray(array_of(self._group, name)[selection])
+            return np.asarray(self.array(name)[selection])
         except (OSError, RuntimeError, ValueError) as error:
-            where = name if row is None else f"{name}, row {row},"
+            where = name if rows is None else f"{name}, row {rows},"
             raise StoreError(
                 f"{where} of results store {self.path} is damaged or cannot be read: {error}"
             ) from error
 
     def stored(self, name: str) -> Stored:
         """Return a per-sample variable, to be read lazily."""
-        by_sample = array_of(self._group, schema.by_sample(name)) if self.is_compact else None
-        return Stored(array_of(self._group, name), by_sample)
+        array = self.array(name)
+        if not self.is_compact:
+            return Stored(array)
+        return Stored(array, self.array(schema.by_sample(name)), self._places)
+
+    @cached_property
+    def _places(self) -> NDArray[np.int64]:
+        """Where each sample is in the arrays by sample."""
+        return np.argsort(self.read(schema.by_sample("sample")))
+
+    def span(self, name: str, block: int) -> slice:
+        """Return where a block is within an epoch of a per-sample variable, or of the digests."""
+        return slice(block, block + 1) if name == schema.DIGEST.name else slice(*self.bounds(block))
 
     def read_block(self, name: str, row: int, block: int) -> NDArray[Any]:
-        """Return a block of a per-sample variable."""
-        start, stop = self.bounds(block)
-        return self.read(name, row, slice(start, stop))
+        """Return a block of a per-sample variable, or its digests."""
+        return self.read(name, row, self.span(name, block))
 
-    def read_digests(self, row: int, block: int) -> list[int]:
-        """Return the digest of a block of each of `schema.PER_SAMPLE`, as it was written."""
-        digests: list[int] = self.read(schema.DIGEST.name, row, slice(block, block + 1))[0].tolist()
-        return digests
+    def empty_epoch(self, name: str) -> NDArray[Any]:
+        """Return an epoch of a per-sample variable, or of the digests, with nothing in it."""
+        array = self.array(name)
+        return np.full(array.shape[1:], array.fill_value, array.dtype)
+
+    def has_file(self, name: str, row: int, block: int) -> bool:
+        """Return whether there is a file for a block of a per-sample variable, or of its digests.
+
+        Without one, what is read is as if it had never been written.
+        """
+        return self.is_compact or self.chunk_path(name, row, block).exists()
 
     def damaged_columns(self) -> list[schema.Variable]:
         """Return the one-dimensional variables that cannot be read, or have lost a file."""
@@ -245,9 +268,7 @@ class ResultsStore:
                 values = [found.get(epoch, variable.fill) for epoch in self.epochs]
             with writing(f"results store {self.path}"):
                 self.discard_column(variable)
-                array_of(self._group, variable.name)[:] = np.asarray(
-                    values, dtype=_numpy_dtype(variable)
-                )
+                self.array(variable.name)[:] = np.asarray(values, dtype=_numpy_dtype(variable))
             log.warning("%s of results store %s was damaged; restored", variable.name, self.path)
 
     def discard_column(self, variable: schema.Variable) -> None:
@@ -259,7 +280,7 @@ class ResultsStore:
     def arrays(self) -> Iterator[tuple[str, zarr.Array[Any]]]:
         """Yield each array with its name, those of subgroups too."""
         for name in self.array_metadata():
-            yield name, array_of(self._group, name)
+            yield name, self.array(name)
 
     def array_metadata(self) -> dict[str, Any]:
         """Return what each array's own ``zarr.json`` should say, by name."""
@@ -279,7 +300,7 @@ class ResultsStore:
 
     def column_chunks(self, variable: schema.Variable) -> list[Path]:
         """Return the files of a one-dimensional variable."""
-        array = array_of(self._group, variable.name)
+        array = self.array(variable.name)
         count = -(-array.shape[0] // array.chunks[0])
         return [self.path / variable.name / "c" / str(chunk) for chunk in range(count)]
 
@@ -317,7 +338,7 @@ class ResultsStore:
         for variable in schema.ALL_VARIABLES:
             if variable.dims[0] != "epoch":
                 continue
-            array = array_of(self._group, variable.name)
+            array = self.array(variable.name)
             array.resize((start + count, *array.shape[1:]))
             if variable in schema.COLUMNS:
                 values = epochs.get(variable.name, [variable.fill] * count)
@@ -329,7 +350,7 @@ class ResultsStore:
         """Write per-epoch variables of one row; only the launcher does."""
         with writing(f"results store {self.path}"):
             for name, value in values.items():
-                array_of(self._group, name)[row] = value
+                self.array(name)[row] = value
 
     def write_block(self, row: int, block: int, values: Mapping[str, NDArray[Any]]) -> None:
         """Write a block, its status last.
@@ -361,7 +382,7 @@ class ResultsStore:
             for variable in schema.MEASURES:
                 self._write_chunk(variable, row, start, stop, values)
             digests = [self.digest(v, row, block, values[v.name]) for v in schema.PER_SAMPLE]
-            array_of(self._group, schema.DIGEST.name)[row, block] = np.array(digests, np.uint64)
+            self.array(schema.DIGEST.name)[row, block] = np.array(digests, np.uint64)
             # A crash of the machine must not leave a status without its data.
             for variable in (*schema.MEASURES, schema.DIGEST):
                 sync(self.chunk_path(variable.name, row, block))
@@ -389,20 +410,27 @@ class ResultsStore:
     def done_blocks(self) -> NDArray[np.bool_]:
         """Return which blocks have been written, as booleans of shape (rows, blocks)."""
         done = np.full((len(self.rows), self.num_blocks), self.is_compact)
+        if not self.is_compact:
+            for row in range(len(self.rows)):
+                done[row] = self.done_in(row)
+        return done
+
+    def done_in(self, row: int) -> NDArray[np.bool_]:
+        """Return which blocks of an epoch have been written."""
+        done = np.full(self.num_blocks, self.is_compact)
         if self.is_compact:
             return done
-        for row in range(len(self.rows)):
-            try:
-                with os.scandir(self.chunk_path("status", row, 0).parent) as entries:
-                    # What is not a number is the temporary file of an interrupted write.
-                    blocks = [
-                        int(entry.name)
-                        for entry in entries
-                        if entry.name.isdigit() and _is_written(entry)
-                    ]
-            except FileNotFoundError:
-                continue
-            done[row, [block for block in blocks if block < self.num_blocks]] = True
+        try:
+            with os.scandir(self.chunk_path("status", row, 0).parent) as entries:
+                # What is not a number is the temporary file of an interrupted write.
+                blocks = [
+                    int(entry.name)
+                    for entry in entries
+                    if entry.name.isdigit() and _is_written(entry)
+                ]
+        except FileNotFoundError:
+            return done
+        done[[block for block in blocks if block < self.num_blocks]] = True
         return done
 
     def _write_chunk(
@@ -413,7 +441,7 @@ class ResultsStore:
         stop: int,
         values: Mapping[str, NDArray[Any]],
     ) -> None:
-        array = array_of(self._group, variable.name)
+        array = self.array(variable.name)
         array[row, start:stop] = np.asarray(values[variable.name]).astype(variable.dtype)
 
     def digest(self, variable: schema.Variable, row: int, block: int, values: NDArray[Any]) -> int:

@@ -12,8 +12,8 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,41 +21,12 @@ from numpy.typing import NDArray
 from daskcurv.config import fingerprint
 from daskcurv.errors import StoreError
 from daskcurv.storage import schema
+from daskcurv.storage.checks import Damage, checked_epoch
+from daskcurv.storage.compact import slabs, turned
 from daskcurv.storage.store import ResultsStore
-from daskcurv.storage.work import do_all
+from daskcurv.storage.work import do_all, processes_for
 
 _ROWS_AT_ONCE = 64
-_WORTH_PROCESSES = 2000
-
-
-@dataclass(frozen=True)
-class Damage:
-    """Something that is not as it was written.
-
-    Attributes
-    ----------
-    where : str
-        For example ``"epoch 200 block 3"``, or the name of a column.
-    what : str
-    row, block : int or None
-        The block that has to be computed again, if it is one.
-    column : str
-        The one-dimensional variable that has to be restored, if it is one.
-    metadata : str
-        The array whose metadata file has to be written again, if it is one.
-    """
-
-    where: str
-    what: str
-    row: int | None = None
-    block: int | None = None
-    column: str = ""
-    metadata: str = ""
-
-    @property
-    def can_be_repaired(self) -> bool:
-        """Whether the next launch can put it right."""
-        return self.block is not None or bool(self.column or self.metadata)
 
 
 @dataclass(frozen=True)
@@ -94,21 +65,13 @@ def verify(store: ResultsStore) -> Verification:
     damage = [*_metadata_damage(store), *_column_damage(store), *_lost_blocks(store, done)]
     rows = range(len(store.epochs))
     pieces = [(store.path, rows[i : i + _ROWS_AT_ONCE]) for i in range(0, len(rows), _ROWS_AT_ONCE)]
-    found = do_all(
-        block_damage,
-        pieces,
-        description="verifying",
-        at_once=None if worth_processes(store) else 1,
-    )
-    for part in found:
-        damage += part
+    at_once = processes_for(store)
+    found = do_all(epoch_damage, pieces, description="verifying epochs", at_once=at_once)
+    if store.is_compact:
+        found += do_all(slab_damage, slabs(store), description="verifying samples", at_once=at_once)
+    damage += chain.from_iterable(found)
     leftovers = len(list(_leftovers(store.path)))
     return Verification(int(done.sum()), int((~done).sum()), leftovers, damage)
-
-
-def worth_processes(store: ResultsStore) -> bool:
-    """Return whether there is enough in a store for several processes to save time."""
-    return len(store.epochs) * store.num_blocks > _WORTH_PROCESSES
 
 
 def repair(store: ResultsStore, damage: list[Damage]) -> None:
@@ -136,7 +99,7 @@ def repair(store: ResultsStore, damage: list[Damage]) -> None:
         path.unlink(missing_ok=True)
 
 
-def block_damage(path: Path, rows: range) -> list[Damage]:
+def epoch_damage(path: Path, rows: range) -> list[Damage]:
     """Return what is wrong with the finished blocks of some rows.
 
     Parameters
@@ -150,70 +113,30 @@ def block_damage(path: Path, rows: range) -> list[Damage]:
         first_active = store.read("first_epoch_active")
     except StoreError:
         first_active = None
-    damage = []
-    for row in rows:
-        epoch = store.epochs[row]
-        active = None if first_active is None else active_samples(first_active, epoch)
-        for block in range(store.num_blocks):
-            if store.is_done(row, block):
-                _, problems = checked_block(store, row, block, active)
-                if problems:
-                    damage.append(Damage(f"epoch {epoch} block {block}", problems, row, block))
-    return damage
+    return [damage for row in rows for damage in checked_epoch(store, row, first_active)[1]]
 
 
-def active_samples(first_active: NDArray[np.int64], epoch: int) -> NDArray[np.bool_]:
-    """Return which samples are active at an epoch, from the column `first_epoch_active`."""
-    active: NDArray[np.bool_] = first_active <= epoch
-    return active
-
-
-def checked_block(
-    store: ResultsStore, row: int, block: int, active: NDArray[np.bool_] | None
-) -> tuple[dict[str, NDArray[Any]], str]:
-    """Read a block and hold it against its digests.
+def slab_damage(path: Path, name: str, places: slice) -> list[Damage]:
+    """Return whether a compact store says the same by sample as by epoch.
 
     Parameters
     ----------
-    store : ResultsStore
-    row, block : int
-    active : ndarray of bool, shape (N,), optional
-        Which samples are active at the epoch, if that is known.
-
-    Returns
-    -------
-    dict
-        The values of each of `schema.PER_SAMPLE` that could be read.
-    str
-        What is wrong; empty if nothing is.
+    path : Path
+        Of the store.
+    name : str
+        A per-sample variable.
+    places : slice
+        In the order by sample.
     """
-    values, problems = {}, []
-    expected = None
+    store = ResultsStore.open(path)
+    by_sample = schema.by_sample(name)
+    where = f"{by_sample}, places {places.start} to {places.stop}"
     try:
-        expected = store.read_digests(row, block)
-        if not store.is_compact and not store.chunk_path(schema.DIGEST.name, row, block).exists():
-            expected = None
-            problems.append("its digests are lost")
+        found = store.read(by_sample, slice(None), places)
+        same = turned(store, name, places).tobytes() == found.tobytes()
     except StoreError:
-        problems.append("its digests cannot be read")
-    for number, variable in enumerate(schema.PER_SAMPLE):
-        name = variable.name
-        if not store.is_compact and not store.chunk_path(name, row, block).exists():
-            problems.append(f"{name} is lost")
-            continue
-        try:
-            values[name] = store.read_block(name, row, block)
-        except StoreError:
-            problems.append(f"{name} cannot be read")
-            continue
-        if expected and store.digest(variable, row, block, values[name]) != expected[number]:
-            problems.append(f"{name} is not what was written there")
-        elif variable is schema.STATUS and active is not None:
-            start, stop = store.bounds(block)
-            right = np.where(active[start:stop], schema.COMPUTED, schema.INACTIVE)
-            if not np.array_equal(values[name], right):
-                problems.append("status does not agree with first_epoch_active")
-    return values, "; ".join(problems)
+        return [Damage(where, "cannot be read, or what it was made from cannot")]
+    return [] if same else [Damage(where, f"does not say the same as {name}")]
 
 
 def _column_damage(store: ResultsStore) -> Iterator[Damage]:

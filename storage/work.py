@@ -11,8 +11,18 @@ from dask.callbacks import Callback
 from tqdm import tqdm
 
 from daskcurv.errors import DaskcurvError
+from daskcurv.storage.store import ResultsStore
+
+_AT_ONCE = 4
+"""Processes, so that memory stays within 8 GB on machines of any size."""
+_WORTH_PROCESSES = 2000
 
 Result = TypeVar("Result")
+
+
+def processes_for(store: ResultsStore) -> int:
+    """Return how many processes save time on a store of this size."""
+    return _AT_ONCE if len(store.epochs) * store.num_blocks > _WORTH_PROCESSES else 1
 
 
 def do_all(

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tests.builders import write_checkpoints, write_cifar
-from tests.conftest import Project
+from tests.conftest import Project, enlarge, mounted
 from tests.test_launch import assert_ok, assert_same_results, results
 
 # Blocks of a few tenths of a second each: long enough to be caught in the middle.
@@ -143,15 +143,8 @@ def test_a_second_launcher_is_refused_while_the_first_goes_on(disturbed, running
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=700k", "none", str(mount)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("mounting a small disk takes root")
-    yield mount
-    subprocess.run(["umount", str(mount)], check=True)
+    with mounted(tmp_path / "disk", "700k") as disk:
+        yield disk
 
 
 def test_a_full_disk_ends_the_run_and_a_rerun_completes_it(disturbed, reference, small_disk):
@@ -160,5 +153,5 @@ def test_a_full_disk_ends_the_run_and_a_rerun_completes_it(disturbed, reference,
     assert run.returncode == 2, run.stdout
     assert "No space left on device" in run.stdout
     assert "Traceback" not in run.stdout
-    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    enlarge(small_disk)
     assert_resumes(disturbed, reference)

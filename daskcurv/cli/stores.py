@@ -31,7 +31,9 @@ def _verify(args: argparse.Namespace) -> int:
     from daskcurv.storage.verify import repair, verify
 
     mend = "repair" in args
-    ResultsStore.open(args.store)
+    opened = ResultsStore.open(args.store)
+    if mend:
+        opened.refuse_if_compact()
     with launcher_lock(args.store) if mend else nullcontext():
         store = ResultsStore.open(args.store)
         found = verify(store)
@@ -48,7 +50,9 @@ def _verify(args: argparse.Namespace) -> int:
             f"; {found.leftovers} files left by interrupted writes" if found.leftovers else "",
         )
         if not mend:
-            if found.damage:
+            if found.damage and store.is_compact:
+                log.error("make it again with daskcurv compact from the store it was made from")
+            elif found.damage:
                 log.error("add --repair to mark what is damaged as missing, then launch again")
             return int(bool(found.damage))
         repair(store, found.damage)

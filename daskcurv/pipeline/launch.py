@@ -264,6 +264,8 @@ class _Run:
         log.info("%d of %d epochs complete in %s", finished, len(self._left), self._store.path)
         if self._options.export:
             log.info("exported to %s", self._options.save_base_dir)
+        if self._store.done_blocks().all():
+            log.info("to query it faster: daskcurv compact %s OUT", self._store.path)
         if self._set_aside:
             log.error(
                 "%d blocks kept failing and were set aside; the same command tries them again:",

@@ -19,7 +19,6 @@ import torch
 import xarray as xr
 
 import daskcurv
-import daskcurv.pipeline.launch as launching
 from daskcurv.checkpoints import check_all
 from daskcurv.classes import Schedule, class_order_of
 from daskcurv.cli import main
@@ -242,7 +241,7 @@ def test_a_block_that_keeps_failing_is_set_aside_and_the_rest_is_finished(
         checked = check_all(*arguments, **options)
         return [replace(c, sha256="0" * 64) if c.epoch == 2 else c for c in checked]
 
-    monkeypatch.setattr(launching, "check_all", with_a_wrong_digest)
+    monkeypatch.setattr("daskcurv.pipeline.opening.check_all", with_a_wrong_digest)
     monkeypatch.chdir(project.root)
     assert main(["launch", *project.launch_arguments()]) == 1
     output = capsys.readouterr().err

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import statistics
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from daskcurv.cli.options import flag, verb
+from daskcurv.cli.options import DEFAULTS, flag, option, verb
+from daskcurv.config import check_positive
+from daskcurv.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +27,27 @@ def add_commands(verbs: Any) -> None:
 def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", type=Path, help="results store")
     flag(parser, "repair", "mark what is damaged as missing, so that the next launch redoes it")
+    parser.add_argument(
+        "--model_dir",
+        type=Path,
+        help="also hold the checkpoints here against the store's record of them",
+    )
+    parser.add_argument(
+        "--recompute",
+        type=int,
+        metavar="K",
+        help="also compute K random results again, in float64, from the checkpoints in --model_dir",
+    )
+    option(parser, "data_path", Path, "with --recompute: directory in CIFAR-100's python format")
 
 
 def _verify(args: argparse.Namespace) -> int:
     from daskcurv.storage import ResultsStore, launcher_lock
     from daskcurv.storage.verify import repair, verify
 
+    check_positive(recompute=args.recompute)
+    if args.recompute and not args.model_dir:
+        raise ConfigError("--recompute needs the checkpoints; name their directory: --model_dir")
     mend = "repair" in args
     opened = ResultsStore.open(args.store)
     if mend:
@@ -49,19 +67,52 @@ def _verify(args: argparse.Namespace) -> int:
             len(found.damage),
             f"; {found.leftovers} files left by interrupted writes" if found.leftovers else "",
         )
-        if not mend:
-            if found.damage and store.is_compact:
-                log.error("make it again with daskcurv compact from the store it was made from")
-            elif found.damage:
-                log.error("add --repair to mark what is damaged as missing, then launch again")
-            return int(bool(found.damage))
-        repair(store, found.damage)
-        if beyond := [one for one in found.damage if not one.can_be_repaired]:
-            log.error("%d could not be repaired: %s", len(beyond), beyond[0].where)
+        if mend:
+            repair(store, found.damage)
+            if beyond := [one for one in found.damage if not one.can_be_repaired]:
+                log.error("%d could not be repaired: %s", len(beyond), beyond[0].where)
+                return 1
+            if found.damage:
+                log.info("marked as missing; the next launch computes and restores it")
+        elif found.damage:
+            log.error(
+                "make it again with daskcurv compact from the store it was made from"
+                if store.is_compact
+                else "add --repair to mark what is damaged as missing, then launch again"
+            )
             return 1
-        if found.damage:
-            log.info("marked as missing; the next launch computes and restores it")
-        return 0
+    return int(not _has_its_origin(args)) if args.model_dir else 0
+
+
+def _has_its_origin(args: argparse.Namespace) -> bool:
+    """Report whether the store's results are what its checkpoints give."""
+    from daskcurv.checkpoints import discover
+    from daskcurv.dataset import read_cifar
+    from daskcurv.pipeline import provenance
+    from daskcurv.storage import ResultsStore
+
+    store = ResultsStore.open(args.store)
+    checkpoints = discover(args.model_dir, provenance.experiment_index(store))
+    damage, absent = provenance.checkpoint_damage(store, checkpoints)
+    for one in damage[:_SHOWN]:
+        log.error("%s: %s", one.where, one.what)
+    log.info("%s: %d files are not those on record", args.model_dir, len(damage))
+    if absent:
+        log.info("%d epochs with results have no file, the first %d", len(absent), absent[0])
+    if damage or not args.recompute:
+        return not damage
+    dataset = read_cifar(getattr(args, "data_path", DEFAULTS.data_path))
+    results = provenance.recompute(store, checkpoints, dataset, args.recompute)
+    errors = [one.error for one in results]
+    log.info(
+        "%d results computed again in float64: curvature differs by %.1e (median), %.1e (worst)",
+        len(results),
+        statistics.median(errors),
+        max(errors),
+    )
+    if problem := provenance.disagreement(results):
+        log.error("%s", problem)
+    return not problem
 
 
 def _add_compact(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,245 @@
+"""Whether a store's results are what its checkpoints give."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from daskcurv.checkpoints import check_weights, read_state_dict
+from daskcurv.classes import Schedule
+from daskcurv.config import EstimatorConfig
+from daskcurv.dataset import Cifar, normalise
+from daskcurv.errors import CheckpointError, DataError, StoreError
+from daskcurv.estimators.auto import MEDIAN_ERROR, WORST_ERROR
+from daskcurv.models import ModelSpec
+from daskcurv.scoring import Scorer
+from daskcurv.storage import ResultsStore
+from daskcurv.storage.checks import Damage
+
+LOSS_ERROR = 1e-3
+"""What the loss may differ by, in nats or relative to it, whichever is more."""
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """A sample at an epoch, as stored and as computed again.
+
+    Attributes
+    ----------
+    epoch, sample : int
+    stored, found : float
+        Curvature.
+    stored_loss, found_loss : float
+    """
+
+    epoch: int
+    sample: int
+    stored: float
+    found: float
+    stored_loss: float
+    found_loss: float
+
+    @property
+    def error(self) -> float:
+        """Relative difference of the curvature."""
+        if self.stored == self.found:
+            return 0.0
+        return abs(self.stored - self.found) / max(abs(self.found), np.finfo(np.float64).tiny)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether rounding may explain the difference; NaN agrees with nothing."""
+        loss_differs = abs(self.stored_loss - self.found_loss)
+        return self.error <= WORST_ERROR and loss_differs <= LOSS_ERROR * max(1, self.found_loss)
+
+
+def experiment_index(store: ResultsStore) -> int:
+    """Return the training run that a store was computed from.
+
+    Raises
+    ------
+    StoreError
+        If the store does not say, as one that was imported.
+    """
+    index = store.identity.get("experiment_index")
+    if not isinstance(index, int):
+        raise StoreError(
+            f"results store {store.path} was not computed from checkpoints by a launch; leave out "
+            "--model_dir and --recompute"
+        )
+    return index
+
+
+def checkpoint_damage(
+    store: ResultsStore, checkpoints: Mapping[int, Path]
+) -> tuple[list[Damage], list[int]]:
+    """Hold checkpoint files against a store's record of them.
+
+    A file is read only if its size or modification time is not the recorded one.
+
+    Parameters
+    ----------
+    store : ResultsStore
+    checkpoints : mapping
+        File by epoch.
+
+    Returns
+    -------
+    damage : list of Damage
+        Files that are not those that the results were computed from.
+    absent : list of int
+        Epochs with results and without a file.
+    """
+    columns = ("checkpoint_sha256", "checkpoint_size", "checkpoint_mtime_ns")
+    sha256, size, mtime_ns = map(store.read, columns)
+    done = store.done_blocks()
+    damage, absent = [], []
+    epochs = [epoch for epoch, row in store.rows.items() if done[row].any()]
+    for epoch in tqdm(epochs, desc="checking checkpoints", unit=" files", disable=None):
+        row, path = store.rows[epoch], checkpoints.get(epoch)
+        if path is None:
+            absent.append(epoch)
+            continue
+        try:
+            status = path.stat()
+            if (status.st_size, status.st_mtime_ns) == (size[row], mtime_ns[row]):
+                continue
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror}") from error
+        if found != sha256[row]:
+            what = f"is not the file that the results of epoch {epoch} were computed from"
+            damage.append(Damage(str(path), what))
+    return damage, absent
+
+
+def recompute(
+    store: ResultsStore, checkpoints: Mapping[int, Path], dataset: Cifar, count: int
+) -> list[Recomputed]:
+    """Compute random results again, in float64 by direct differences along the same probes.
+
+    The samples and epochs are drawn from all that are done; they depend on the store's fingerprint
+    and on `count` alone.
+
+    Parameters
+    ----------
+    store : ResultsStore
+    checkpoints : mapping
+        File by epoch; epochs without one are left out.
+    dataset : Cifar
+    count : int
+        How many.
+
+    Returns
+    -------
+    list of Recomputed
+        In order of epochs.
+
+    Raises
+    ------
+    DataError, StoreError
+        If it is another data set, or nothing can be computed again.
+    CheckpointError
+        If a checkpoint is not the one that the results were computed from.
+    """
+    identity = store.identity
+    if dataset.digest() != identity["dataset"]["sha256"]:
+        raise DataError(
+            "--data_path names another data set than the one that results store "
+            f"{store.path} was computed from; name that one"
+        )
+    first_active = store.read("first_epoch_active")
+    chosen: defaultdict[int, list[int]] = defaultdict(list)
+    for epoch, sample in _draw(store, [*checkpoints], first_active, count):
+        chosen[epoch].append(sample)
+    recorded = store.read("checkpoint_sha256")
+    results = []
+    with tqdm(total=count, desc="recomputing", unit=" samples", disable=None) as bar:
+        for epoch, samples in sorted(chosen.items()):
+            row = store.rows[epoch]
+            scorer = _scorer(store, epoch, checkpoints[epoch], str(recorded[row]))
+            ids = np.array(sorted(samples))
+            scores = scorer.score(
+                normalise(dataset.images[ids]),
+                torch.from_numpy(dataset.labels[ids]),
+                torch.from_numpy(ids),
+            )
+            curvature, loss = store.read("curvature", row)[ids], store.read("loss", row)[ids]
+            found = zip(ids, curvature, scores.curvature, loss, scores.loss, strict=True)
+            results += [Recomputed(epoch, int(i), *map(float, values)) for i, *values in found]
+            bar.update(len(ids))
+    return results
+
+
+def disagreement(results: list[Recomputed]) -> str:
+    """Return what speaks against the results, or nothing.
+
+    They agree if rounding may explain each difference, and most are far smaller.
+    """
+    if wrong := [one for one in results if not one.agrees]:
+        worst = wrong[0]
+        return (
+            f"{len(wrong)} of {len(results)} results are not what the checkpoints give, first "
+            f"sample {worst.sample} at epoch {worst.epoch}: curvature {worst.stored:.6g} stored, "
+            f"{worst.found:.6g} found; loss {worst.stored_loss:.6g}, {worst.found_loss:.6g}"
+        )
+    median = float(np.median([one.error for one in results]))
+    if median > MEDIAN_ERROR:
+        return f"the curvature differs by {median:.1%} in the median from what the checkpoints give"
+    return ""
+
+
+def _draw(
+    store: ResultsStore, epochs: list[int], first_active: NDArray[np.int64], count: int
+) -> list[tuple[int, int]]:
+    """Draw pairs of a finished epoch with a checkpoint, and a sample that is active at it."""
+    done = store.done_blocks()
+    finished = {epoch for epoch, row in store.rows.items() if done[row].all()}
+    usable = sorted(finished.intersection(epochs))
+    active = np.array([(first_active <= epoch).sum() for epoch in usable], np.int64)
+    ends = np.cumsum(active)
+    if not len(ends) or not ends[-1]:
+        raise StoreError(
+            f"results store {store.path} has no finished epoch with a checkpoint in --model_dir; "
+            "name the directory of its checkpoints"
+        )
+    generator = np.random.default_rng([int(store.fingerprint[:8], 16), count])
+    picks = np.sort(generator.choice(int(ends[-1]), min(count, int(ends[-1])), replace=False))
+    pairs = []
+    for pick, place in zip(picks, np.searchsorted(ends, picks, side="right"), strict=True):
+        epoch = usable[place]
+        within = pick - (ends[place] - active[place])
+        pairs.append((epoch, int(np.flatnonzero(first_active <= epoch)[within])))
+    return pairs
+
+
+def _scorer(store: ResultsStore, epoch: int, checkpoint: Path, sha256: str) -> Scorer:
+    identity = store.identity
+    model = ModelSpec(**identity["model"]).build()
+    state_dict, found = read_state_dict(checkpoint)
+    if found != sha256:
+        raise CheckpointError(
+            f"checkpoint {checkpoint} is not the one that the results of epoch {epoch} were "
+            "computed from; put that back, or leave out --recompute"
+        )
+    check_weights(model.state_dict(), state_dict, checkpoint)
+    model.load_state_dict(state_dict)
+    names = {field.name for field in fields(EstimatorConfig)}
+    config = EstimatorConfig(**{k: v for k, v in identity["estimator"].items() if k in names})
+    if config.method == "difference-propagation":
+        config = replace(config, method="finite-difference", precision="float32")
+    order = identity["classes"]["order"]
+    terms = {field.name for field in fields(Schedule)}
+    schedule = Schedule(**{k: v for k, v in identity["classes"].items() if k in terms})
+    active = order[: schedule.num_active(epoch, len(order))]
+    classes = active if identity["head"] == "active" else None
+    return Scorer(model, config, classes=classes, dtype=torch.float64)

@@ -85,12 +85,12 @@ def measure(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
         with subprocess.Popen(command) as workers:
             try:
                 client.wait_for_workers(args.workers, timeout=120)
-                return _feed(client, args)
+                return _feed(LocalWorkers(client, cluster), args)
             finally:
                 workers.terminate()
 
 
-def _feed(client: Client, args: argparse.Namespace) -> dict[str, Any]:
+def _feed(workers: LocalWorkers, args: argparse.Namespace) -> dict[str, Any]:
     launcher = psutil.Process()
     total = args.epochs * args.blocks_per_epoch
     marks: list[tuple[int, float, float, int]] = []
@@ -103,7 +103,7 @@ def _feed(client: Client, args: argparse.Namespace) -> dict[str, Any]:
 
     mark(0)
     done = 0
-    for event in feed(LocalWorkers(client), nothing, tasks(args.epochs, args.blocks_per_epoch)):
+    for event in feed(workers, nothing, tasks(args.epochs, args.blocks_per_epoch)):
         if isinstance(event, Done):
             done += 1
             if done % max(1, total // SAMPLES) == 0:

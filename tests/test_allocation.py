@@ -15,8 +15,9 @@ import pytest
 
 from tests.builders import write_checkpoints, write_cifar
 from tests.conftest import REPOSITORY, Project
+from tests.crashes import finished_blocks
 from tests.minislurm import MiniSlurm, wait_for
-from tests.test_interruption import finished_blocks, wait_for_blocks
+from tests.test_interruption import wait_for_blocks
 from tests.test_launch import assert_ok, assert_same_results, results
 from tests.test_slurm import Brake, is_worker_of
 

@@ -7,14 +7,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import dask
+import psutil
 import pytest
 from distributed import get_worker
 
 from daskcurv.clusters import local
+from daskcurv.clusters.environment import WORKER_ENVIRONMENT
 from daskcurv.clusters.local import local_cluster
 from daskcurv.errors import ClusterError, ConfigError, DataError, StoreWriteError
 from daskcurv.pipeline import feed as feeding
@@ -126,8 +126,8 @@ def give_away(directory: str):
 class Tended(local.LocalWorkers):
     """Notes when it is tended after a worker has died."""
 
-    def __init__(self, client, directory: Path):
-        super().__init__(client)
+    def __init__(self, workers: local.LocalWorkers, directory: Path):
+        super().__init__(workers.client, workers._cluster)
         self._directory = directory
 
     def tend(self) -> str:
@@ -137,7 +137,7 @@ class Tended(local.LocalWorkers):
 
 
 def test_a_cluster_is_tended_while_a_lost_result_is_computed_again(cluster, tmp_path):
-    tended = Tended(cluster.client, tmp_path)
+    tended = Tended(cluster, tmp_path)
     events = [e for e in feed(tended, give_away, [str(tmp_path)]) if isinstance(e, Done)]
     assert [event.report for event in events] == ["fetched"]
 
@@ -148,17 +148,52 @@ def test_a_worker_that_takes_long_to_come_back_is_waited_for(tmp_path):
         dask.config.set({"distributed.deploy.lost-worker-timeout": "10ms"}),
         local_cluster(1) as cluster,
     ):
-        events = list(feed(Tended(cluster.client, tmp_path), give_away, [str(tmp_path)]))
+        events = list(feed(Tended(cluster, tmp_path), give_away, [str(tmp_path)]))
         assert [event.report for event in events if isinstance(event, Done)] == ["fetched"]
 
 
-def test_a_machine_on_which_no_worker_comes_up_is_not_waited_for_for_ever(monkeypatch):
-    nobody: Any = SimpleNamespace(nthreads=dict)
-    workers = local.LocalWorkers(nobody)
-    assert workers.tend() == "0 workers"
+def tend_until(cluster: local.LocalWorkers, expected: str) -> None:
+    deadline = time.monotonic() + 60
+    while cluster.tend() != expected:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_worker_that_dies_while_it_starts_is_started_anew():
+    others = worker_processes()
+    with local_cluster(2) as cluster:
+        wait_for(lambda: worker_processes() - others, 60).pop().kill()
+        tend_until(cluster, "2 workers")
+        # The same when one comes back.
+        mine = worker_processes() - others
+        others |= mine
+        mine.pop().kill()
+        wait_for(lambda: worker_processes() - others, 60).pop().kill()
+        tend_until(cluster, "1 workers")
+        tend_until(cluster, "2 workers")
+
+
+def worker_processes() -> set[psutil.Process]:
+    children = psutil.Process().children()
+    return {process for process in children if "spawn_main" in " ".join(process.cmdline())}
+
+
+def test_workers_that_never_start_are_given_up(monkeypatch):
+    monkeypatch.setenv("PYTHONHOME", "/nonexistent")
+    monkeypatch.setitem(WORKER_ENVIRONMENT, "PYTHONHOME", "/nonexistent")
+    with (
+        local_cluster(1) as cluster,
+        pytest.raises(ClusterError, match="worker processes end while they start"),
+    ):
+        tend_until(cluster, "1 workers")
+
+
+def test_a_machine_on_which_no_worker_comes_up_is_not_waited_for_for_ever(cluster, monkeypatch):
+    monkeypatch.setattr(cluster.client, "nthreads", dict)
+    assert cluster.tend() == "0 workers"
     monkeypatch.setattr(local, "PATIENCE_SECONDS", -1.0)
     with pytest.raises(ClusterError, match="no worker process for"):
-        workers.tend()
+        cluster.tend()
 
 
 def decline_at_first(task: tuple[str, int]):
@@ -249,6 +284,7 @@ def test_workers_are_one_thread_each_on_loopback_with_tls(cluster):
 def test_each_visible_gpu_gets_one_worker_pinned_to_it(monkeypatch):
     monkeypatch.setattr(local, "visible_gpus", lambda: ["2", "GPU-5ab"])
     with local_cluster() as cluster:
+        cluster.client.wait_for_workers(2, timeout=60)
         pinned = cluster.client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
     assert sorted(pinned.values()) == ["2", "GPU-5ab"]
 

@@ -18,6 +18,7 @@ import pytest
 
 from tests.builders import write_checkpoints, write_cifar
 from tests.conftest import Project, enlarge, mounted
+from tests.crashes import finished_blocks, workers_of
 from tests.test_launch import assert_ok, assert_same_results, results
 
 # Blocks of a few tenths of a second each: long enough to be caught in the middle.
@@ -42,27 +43,12 @@ def disturbed(reference: Project, tmp_path: Path) -> Project:
     return project
 
 
-def finished_blocks(project: Project) -> dict[Path, tuple[int, int]]:
-    """Inode and time of each status chunk: writing a block again would change them."""
-    chunks = (project.store / "status" / "c").glob("*/*")
-    return {
-        path: (path.stat().st_ino, path.stat().st_mtime_ns)
-        for path in chunks
-        if path.name.isdigit()
-    }
-
-
 def wait_for_blocks(project: Project, process: subprocess.Popen[str], count: int) -> None:
     deadline = time.monotonic() + 120
     while len(finished_blocks(project)) < count:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
 @pytest.fixture

@@ -22,8 +22,9 @@ import pytest
 
 from tests.builders import write_checkpoints, write_cifar
 from tests.conftest import Project
+from tests.crashes import finished_blocks
 from tests.minislurm import MiniSlurm, wait_for
-from tests.test_interruption import finished_blocks, wait_for_blocks
+from tests.test_interruption import wait_for_blocks
 from tests.test_launch import assert_ok, assert_same_results, results
 
 ON_SLURM = ("--cluster", "slurm", "--device", "cpu", "--interface", "lo", "--time", "30")

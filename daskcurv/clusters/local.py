@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
 import dask
 import torch
 from distributed import Client, Nanny, Scheduler
+from distributed.core import Status
 from distributed.deploy.spec import SpecCluster
 from distributed.security import Security
 
@@ -24,36 +27,64 @@ log = logging.getLogger(__name__)
 
 ALLOWED_FAILURES = 3
 PATIENCE_SECONDS = 300.0
+FAILED_STARTS = 5
+"""So many starts of worker processes in a row that fail are taken to be no accident."""
 
 
 class LocalWorkers:
     """Worker processes on this machine; a `daskcurv.clusters.base.Cluster`."""
 
-    def __init__(self, client: Client):
+    def __init__(self, client: Client, cluster: SpecCluster):
         self.client = client
+        self._cluster = cluster
         self._seen = time.monotonic()
+        self._failed_starts = 0
+        self._starting = self._start()
 
     def tend(self) -> str:
-        """Say how many workers there are; those that die are replaced by their nannies.
+        """Say how many workers there are, and start those that are lacking.
+
+        Most that die are replaced by their nannies. One that dies while it starts takes its nanny
+        along, and has to be started anew.
 
         Raises
         ------
         ClusterError
             If there have been none for so long that none can be expected.
         """
+        if self._starting.done():
+            failure = self._starting.exception()
+            self._failed_starts = self._failed_starts + 1 if failure else 0
+            if failure:
+                log.warning("a worker process ended while it was starting: %s", failure)
+            self._starting = self._start()
         count = len(self.client.nthreads())
         now = time.monotonic()
         if count:
             self._seen = now
-        elif now - self._seen > PATIENCE_SECONDS:
+        elif self._failed_starts >= FAILED_STARTS or now - self._seen > PATIENCE_SECONDS:
             raise ClusterError(
-                f"there has been no worker process for {PATIENCE_SECONDS:.0f} s; the machine may "
-                "lack memory. Launch again to go on, perhaps with fewer --workers"
+                "worker processes end while they start; their messages are above. The machine may "
+                "lack memory: launch again to go on, perhaps with fewer --workers"
+                if self._failed_starts
+                else f"there has been no worker process for {PATIENCE_SECONDS:.0f} s; the machine "
+                "may lack memory. Launch again to go on, perhaps with fewer --workers"
             )
         return f"{count} workers"
 
     def block_done(self) -> None:
         """Do nothing."""
+
+    def _start(self) -> Future[None]:
+        loop: Any = self._cluster.loop
+        return asyncio.run_coroutine_threadsafe(_start_lacking(self._cluster), loop.asyncio_loop)
+
+
+async def _start_lacking(cluster: SpecCluster) -> None:
+    for name, nanny in [*cluster.workers.items()]:
+        if nanny.status in (Status.failed, Status.closed):
+            del cluster.workers[name]
+    await cluster
 
 
 @contextmanager
@@ -122,11 +153,13 @@ def local_cluster(workers: int | None = None, device: str = "auto") -> Iterator[
         with (
             dask.config.set(settings),
             SpecCluster(
-                workers=spec, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL
+                scheduler=scheduler, security=security, silence_logs=logging.CRITICAL
             ) as cluster,
             Client(cluster, security=security) as client,
         ):
-            yield LocalWorkers(client)
+            # Not given to the constructor, which gives up if one of them does not start.
+            cluster.worker_spec.update(spec)
+            yield LocalWorkers(client, cluster)
 
 
 def visible_gpus() -> list[str]:

@@ -228,6 +228,12 @@ def turned(store: ResultsStore, name: str, places: slice) -> NDArray[Any]:
     return values
 
 
+def same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Return whether two arrays of one type hold the same bits, of NaNs too."""
+    bits = f"u{one.dtype.itemsize}"
+    return np.array_equal(one.view(bits), other.view(bits))
+
+
 def _turn(path: Path, name: str, places: slice) -> None:
     """Write a slab of a variable by sample."""
     out = ResultsStore.open(path)
@@ -240,7 +246,7 @@ def _write_and_compare(
 ) -> None:
     with writing(f"{name} of compact store {out.path}"):
         out.array(name)[where] = values
-    if out.read(name, *where).tobytes() != values.tobytes():
+    if not same_bits(out.read(name, *where), values):
         raise StoreError(
             f"{name} of {out.path} is not what was written; the disk or memory of this machine is "
             "bad"

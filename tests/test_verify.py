@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,15 @@ def test_metadata_of_an_array_are_written_anew(store):
     (damage,) = verify(store).damage
     repair(store, [damage])
     assert verify(store).damage == []
+
+
+def test_an_interrupted_addition_of_epochs_is_no_damage(store):
+    path = store.path / "loss" / "zarr.json"
+    before = json.loads(path.read_text())
+    for rows, wrong in ((3, []), (1, ["loss/zarr.json"])):
+        path.write_text(json.dumps({**before, "shape": [rows, 11]}))
+        found = verify(ResultsStore.open(store.path)).damage
+        assert [damage.where for damage in found] == wrong
 
 
 def test_repairing_leaves_blocks_missing_and_nothing_else_touched(store):

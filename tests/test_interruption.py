@@ -13,9 +13,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+import xarray as xr
 
+from daskcurv.storage import open_results, schema
 from tests.builders import write_checkpoints, write_cifar
 from tests.conftest import Project, enlarge, mounted
 from tests.crashes import finished_blocks, workers_of
@@ -141,3 +144,28 @@ def test_a_full_disk_ends_the_run_and_a_rerun_completes_it(disturbed, reference,
     assert "Traceback" not in run.stdout
     enlarge(small_disk)
     assert_resumes(disturbed, reference)
+
+
+def test_readers_during_a_run_see_whole_blocks_and_more_each_time(disturbed, running, reference):
+    def block_by_block(results: xr.Dataset, name: str) -> np.ndarray:
+        values: np.ndarray = results[name].values
+        return values.reshape(BLOCKS, -1)
+
+    def same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return (one == other) | (np.isnan(one) & np.isnan(other))
+
+    expected = results(reference.store)
+    shown = [0]
+    while running.poll() is None:
+        found = open_results(disturbed.store).load()
+        count = 0
+        for variable in schema.PER_SAMPLE:
+            blocks = block_by_block(found, variable.name)
+            there = same(blocks, block_by_block(expected, variable.name)).all(axis=1)
+            nothing = same(blocks, np.full_like(blocks, variable.fill)).all(axis=1)
+            assert (there | nothing).all()
+            count += there.sum()
+        shown.append(count)
+    assert running.returncode == 0
+    assert shown == sorted(shown)
+    assert len(set(shown)) > 2

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -151,8 +152,8 @@ def test_readers_during_a_run_see_whole_blocks_and_more_each_time(disturbed, run
         values: np.ndarray = results[name].values
         return values.reshape(BLOCKS, -1)
 
-    def same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        return (one == other) | (np.isnan(one) & np.isnan(other))
+    def same(one: np.ndarray, other: np.ndarray) -> Any:
+        return np.isclose(one, other, rtol=0, atol=0, equal_nan=True)
 
     expected = results(reference.store)
     shown = [0]

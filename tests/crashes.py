@@ -35,7 +35,6 @@ EPOCHS = [0, 1, 2, 3, 4, 5]
 ARGUMENTS = ("--block_size", "2", "--n_probes", "1", "--workers", "2")
 TARGETS = {"worker": 0.5, "launcher": 0.3, "all processes": 0.2}
 LONGEST_WAIT = 6.0
-_STRAY = "stray"
 
 
 @dataclass
@@ -77,10 +76,12 @@ def campaign(inputs: Project, scratch: Path, kills: int, seed: int = 0) -> Tally
     while sum(tally.kills.values()) < kills:
         project = _project(inputs, scratch / f"run {tally.completed_runs}")
         recorded: dict[Path, tuple[int, int]] = {}
+        began = time.time()
         while not _launch_and_kill(project, generator, kills, tally):
-            recorded = _in_order(project, recorded, tally)
+            recorded = _in_order(project, recorded, began, tally)
             _leave_strays(project, generator, tally)
-        recorded = _in_order(project, recorded, tally)
+            began = time.time()
+        recorded = _in_order(project, recorded, began, tally)
         tally.completed_runs += 1
         tally.blocks += len(recorded)
         if not same(contents(project.store), expected):
@@ -157,7 +158,7 @@ def finished_blocks(project: Project) -> dict[Path, tuple[int, int]]:
 
 
 def _in_order(
-    project: Project, before: dict[Path, tuple[int, int]], tally: Tally
+    project: Project, before: dict[Path, tuple[int, int]], since: float, tally: Tally
 ) -> dict[Path, tuple[int, int]]:
     """Check the store as it is now; returns what it has on record."""
     if not project.store.exists():
@@ -168,19 +169,26 @@ def _in_order(
         tally.problems.append(f"lost, or written again after it was recorded: {changed}")
     found = verify(ResultsStore.open(project.store))
     tally.problems += [f"{damage.where}: {damage.what}" for damage in found.damage]
-    # Files not renamed into place yet, or chunks of a block that has no status yet.
-    begun = {
-        path for path in (project.store / "curvature" / "c").glob("*/*") if _STRAY not in path.name
+    # The curvature is the first of a block to be written, and the status the last.
+    written = (project.store / "curvature" / "c").glob("*/*")
+    new = {
+        path.relative_to(project.store / "curvature") for path in written if _is_new(path, since)
     }
-    tally.with_a_write_half_done += len(begun) > len(recorded)
+    tally.with_a_write_half_done += bool(
+        new - {path.relative_to(project.store / "status") for path in recorded}
+    )
     return recorded
+
+
+def _is_new(path: Path, since: float) -> bool:
+    return path.stat().st_mtime > since
 
 
 def _leave_strays(project: Project, generator: random.Random, tally: Tally) -> None:
     """Leave such files as processes that are killed leave."""
     chunks = sorted(path for path in project.store.rglob("c/**/*") if path.is_file())
     for path in generator.sample(chunks, min(3, len(chunks))):
-        stray = path.with_name(f"{path.name}.{_STRAY}{generator.getrandbits(64):x}.partial")
+        stray = path.with_name(f"{path.name}.{generator.getrandbits(64):x}.partial")
         stray.write_bytes(path.read_bytes()[: generator.randrange(20)])
         tally.strays += 1
     beside = project.root / f".{project.store.name}.{generator.getrandbits(32):x}.partial"

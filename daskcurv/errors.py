@@ -18,7 +18,7 @@ class ConfigError(DaskcurvError, ValueError):
 
 
 class DataError(DaskcurvError):
-    """The data set or the class order cannot be read or does not fit."""
+    """The data set, the class order or results to import cannot be read or do not fit."""
 
 
 class CheckpointError(DaskcurvError):

@@ -60,6 +60,12 @@ def whole_directory(target: Path) -> Iterator[Path]:
         _remove(previous)
 
 
+def discard_drafts(target: Path) -> None:
+    """Remove what processes that were killed have left of `target`; nobody may be writing it."""
+    for left in target.absolute().parent.glob(f".{target.name}.*.partial"):
+        shutil.rmtree(left)
+
+
 def write_whole(target: Path, content: bytes) -> None:
     """Write a file that is whole or as it was before."""
     descriptor, name = tempfile.mkstemp(dir=target.parent, suffix=".partial")

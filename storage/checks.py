@@ -85,7 +85,7 @@ def checked_epoch(
             if found != digests[block, number]:
                 problems[block].append(f"{name} is not what was written there")
     if first_active is not None:
-        active = first_active <= store.epochs[row]
+        active = (first_active >= 0) & (first_active <= store.epochs[row])
         right = np.where(active, schema.COMPUTED, schema.INACTIVE) == values[schema.STATUS.name]
         for block in done:
             if not problems[block] and not right[slice(*store.bounds(block))].all():

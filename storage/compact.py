@@ -14,7 +14,6 @@ compared, bit by bit.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from daskcurv.errors import StoreError
-from daskcurv.files import whole_directory
+from daskcurv.files import discard_drafts, whole_directory
 from daskcurv.storage import schema
 from daskcurv.storage.checks import checked_epoch
 from daskcurv.storage.lock import launcher_lock
@@ -71,8 +70,7 @@ def compact(source: ResultsStore, out: Path) -> None:
     with writing(f"compact store {out}"):
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with launcher_lock(out):
-        for left in out.absolute().parent.glob(f".{out.name}.*.partial"):
-            shutil.rmtree(left)
+        discard_drafts(out)
         with writing(f"compact store {out}"), whole_directory(out.absolute()) as building:
             _build(source, building)
     log.info("%s is complete: %d epochs of %s", out, len(source.epochs), source.path)

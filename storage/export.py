@@ -32,16 +32,23 @@ Inactive = Literal["nan", "zero", "drop"]
 INACTIVE_CHOICES: tuple[str, ...] = get_args(Inactive)
 
 METADATA = "metadata.json"
+IMPORTED_METADATA = "imported/metadata"
+"""Variable of an imported store that holds the text of each epoch's metadata file."""
 
-# The power of the batch size by which a mean-reduced loss would have divided each measure.
-_GRADIENT_POWERS = {"curvature": 1, "directional_eig": 1, "curvature_sq": 2, "grad_norm": 1}
-_DOCUMENTED = ("curvature", "directional_eig")
-_EXTRAS = ("curvature_sq", "loss", "grad_norm", "prediction", "status")
+GRADIENT_POWERS = {"curvature": 1, "directional_eig": 1, "curvature_sq": 2, "grad_norm": 1}
+"""The power of the batch size by which a mean-reduced loss would have divided each measure."""
+DOCUMENTED = ("curvature", "directional_eig")
+EXTRAS = ("curvature_sq", "loss", "grad_norm", "prediction", "status")
 
 
 def epoch_directory(out: Path, epoch: int) -> Path:
     """Return where an epoch is exported to."""
     return out / f"epoch_{epoch:04d}"
+
+
+def array_path(directory: Path, name: str) -> Path:
+    """Return the file of a variable in an epoch's directory."""
+    return directory / f"per_image_{name}.npy"
 
 
 def is_exported(
@@ -124,20 +131,23 @@ def export_epoch(
     out: Path,
     epoch: int,
     *,
-    inactive: str = "nan",
+    inactive: str | None = None,
     divide_by: int | None = None,
     extras: bool = False,
 ) -> Path:
     """Export one finished epoch.
+
+    With nothing else asked for, an epoch that was imported is exported as the files that it was.
 
     Parameters
     ----------
     store : ResultsStore
     out : Path
     epoch : int
-    inactive : {"nan", "zero", "drop"}
-        What samples of inactive classes get: NaN, 0, or no entry at all. With ``"drop"`` the
-        arrays are shorter, and ``per_image_sample_ids.npy`` (int64) says which samples they hold.
+    inactive : {"nan", "zero", "drop"}, optional
+        What samples of inactive classes get: NaN (the default), 0, or no entry at all. With
+        ``"drop"`` the arrays are shorter, and ``per_image_sample_ids.npy`` (int64) says which
+        samples they hold.
     divide_by : int, optional
         Divide as a loss averaged over this batch size would have, for comparison with results of
         older scripts: gradients and their differences by it, squares by its square.
@@ -149,6 +159,14 @@ def export_epoch(
     Path
         The epoch's directory.
     """
+    names = DOCUMENTED + (EXTRAS if extras else ())
+    kept_text = None
+    if "imported" in store.attrs and inactive is None and divide_by is None and not extras:
+        imported = store.attrs["imported"]
+        inactive, divide_by = imported["inactive"], imported["divided_by"]
+        names += tuple(imported["extras"])
+        kept_text = _kept_text(store, epoch)
+    inactive = inactive or "nan"
     if inactive not in INACTIVE_CHOICES:
         raise ConfigError(f"inactive is {inactive!r}; expected one of {INACTIVE_CHOICES}")
     check_positive(divide_by=divide_by)
@@ -158,14 +176,14 @@ def export_epoch(
 
     def column(name: str) -> NDArray[Any]:
         values = store.read(name, row)
-        if name in _GRADIENT_POWERS:
-            values = values / np.float32((divide_by or 1) ** _GRADIENT_POWERS[name])
+        if name in GRADIENT_POWERS:
+            values = values / np.float32((divide_by or 1) ** GRADIENT_POWERS[name])
         if inactive == "zero" and values.dtype.kind == "f":
             values[~active] = 0
         result: NDArray[Any] = values[kept]
         return result
 
-    arrays = {name: column(name) for name in _DOCUMENTED + (_EXTRAS if extras else ())}
+    arrays = {name: column(name) for name in names}
     arrays["labels"] = store.read("label").astype(np.int64)[kept]
     if inactive == "drop":
         arrays["sample_ids"] = np.flatnonzero(kept).astype(np.int64)
@@ -176,7 +194,7 @@ def export_epoch(
 
     target = epoch_directory(out, epoch)
     try:
-        _write_directory(target, arrays, metadata)
+        _write_directory(target, arrays, kept_text or _as_text(metadata))
     except OSError as error:
         raise StoreWriteError(
             f"cannot export to {target}: {error.strerror or error}. The results store is not "
@@ -204,6 +222,19 @@ def _metadata(store: ResultsStore, row: int, epoch: int) -> dict[str, Any]:
     }
 
 
+def _as_text(metadata: dict[str, Any]) -> str:
+    return json.dumps(metadata, indent=2, allow_nan=False) + "\n"
+
+
+def _kept_text(store: ResultsStore, epoch: int) -> str:
+    text = str(store.read(IMPORTED_METADATA)[store.rows[epoch]])
+    if not text:
+        raise ExportError(
+            f"{IMPORTED_METADATA} of epoch {epoch} is lost in {store.path}; import the tree again"
+        )
+    return text
+
+
 def _statistics(values: NDArray[np.float32]) -> dict[str, float | None]:
     """Return mean, population standard deviation, minimum and maximum.
 
@@ -217,11 +248,8 @@ def _statistics(values: NDArray[np.float32]) -> dict[str, float | None]:
     return {name: float(getattr(wide, name)()) for name in names}
 
 
-def _write_directory(
-    target: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, Any]
-) -> None:
+def _write_directory(target: Path, arrays: dict[str, NDArray[Any]], metadata: str) -> None:
     with whole_directory(target) as building:
         for name, values in arrays.items():
-            np.save(building / f"per_image_{name}.npy", values)
-        text = json.dumps(metadata, indent=2, allow_nan=False)
-        (building / METADATA).write_text(text + "\n")
+            np.save(array_path(building, name), values)
+        (building / METADATA).write_bytes(metadata.encode())

@@ -141,7 +141,7 @@ SAMPLE_VARIABLES = (
         ("sample",),
         "int64",
         -1,
-        {"long_name": "first epoch at which the sample's class is active"},
+        {"long_name": "first epoch at which the sample's class is active; -1 if not known"},
         True,
     ),
 )

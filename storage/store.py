@@ -45,6 +45,9 @@ from daskcurv.storage.lazy import Stored
 
 log = logging.getLogger(__name__)
 
+CODECS = (ZstdCodec(level=3), Crc32cCodec())
+"""Without the checksum, most flipped bits pass through zstd unnoticed."""
+
 Columns = Mapping[str, Sequence[Any] | NDArray[Any]]
 
 
@@ -292,6 +295,19 @@ class ResultsStore:
             if isinstance(node, ArrayV3Metadata)
         }
 
+    def add_array(self, name: str, values: NDArray[Any], long_name: str) -> None:
+        """Add a variable of text with a value for each epoch; whoever does then consolidates."""
+        array = self._group.create_array(
+            name,
+            shape=values.shape,
+            chunks=(schema.EPOCH_CHUNK,),
+            dtype="str",
+            dimension_names=("epoch",),
+            attributes={"long_name": long_name},
+            compressors=CODECS,
+        )
+        array[:] = values
+
     def rewrite_metadata(self, name: str) -> None:
         """Write an array's own ``zarr.json`` anew from the store's."""
         with writing(f"results store {self.path}"):
@@ -485,8 +501,7 @@ def _create_array(
         fill_value=variable.fill,
         dimension_names=variable.dims,
         attributes=variable.attrs,
-        # Without the checksum, most flipped bits pass through zstd unnoticed.
-        compressors=[ZstdCodec(level=3), Crc32cCodec()],
+        compressors=CODECS,
     )
 
 

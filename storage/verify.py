@@ -24,6 +24,7 @@ from daskcurv.errors import StoreError
 from daskcurv.storage import schema
 from daskcurv.storage.checks import Damage, checked_epoch
 from daskcurv.storage.compact import same_bits, slabs, turned
+from daskcurv.storage.export import IMPORTED_METADATA
 from daskcurv.storage.store import ResultsStore
 from daskcurv.storage.work import do_all, processes_for
 
@@ -152,6 +153,13 @@ def _column_damage(store: ResultsStore) -> Iterator[Damage]:
             yield Damage("sample", "is not 0, 1, 2 …", column="sample")
     if "epoch" in readable and store.read("epoch").tolist() != store.epochs:
         yield Damage("epoch", "does not agree with the epochs in zarr.json", column="epoch")
+    if "imported" in store.attrs:
+        try:
+            texts = store.read(IMPORTED_METADATA)
+        except StoreError:
+            texts = np.array([""], dtype=object)
+        if "" in texts:
+            yield Damage(IMPORTED_METADATA, "lost a file, or cannot be read; import the tree again")
 
 
 def _lost_blocks(store: ResultsStore, done: NDArray[np.bool_]) -> Iterator[Damage]:

@@ -359,11 +359,11 @@ def test_a_full_disk_leaves_the_previous_export_whole(
         export_epoch(store, out, 200)
     before = files_below(out)
 
-    def full(path: Path, text: str) -> None:
+    def full(path: Path, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if failing == "metadata":
-        monkeypatch.setattr(Path, "write_text", full)
+        monkeypatch.setattr(Path, "write_bytes", full)
     else:
         disk_full_at(failing)
     with pytest.raises(StoreWriteError, match="No space left on device") as refusal:

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 def add_commands(verbs: Any) -> None:
     """Add the commands to the program's parser."""
     _add_export(verb(verbs, "export_npy", _export, "export a results store as npy files"))
+    _add_import(verb(verbs, "import_npy", _import, "make a results store of npy files"))
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +27,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--inactive",
         choices=INACTIVE_CHOICES,
-        default=INACTIVE_CHOICES[0],
-        help="what samples of inactive classes get (default: %(default)s)",
+        help="what samples of inactive classes get (default: nan; what it was if imported)",
     )
     parser.add_argument(
         "--divide_by",
@@ -53,4 +53,26 @@ def _export(args: argparse.Namespace) -> int:
     )
     count = sum(1 for _ in exported)
     log.info("exported %d epochs to %s", count, args.out)
+    return 0
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("tree", type=Path, help="directory with epoch_… directories")
+    parser.add_argument("store", type=Path, help="results store to make; must not exist")
+    parser.add_argument(
+        "--multiply_by",
+        type=int,
+        default=1,
+        metavar="N",
+        help="the batch size by which a loss averaged over a batch has divided gradients",
+    )
+
+
+def _import(args: argparse.Namespace) -> int:
+    from daskcurv.storage.legacy import import_tree
+
+    store = import_tree(args.tree, args.store, args.multiply_by)
+    log.info(
+        "imported %d epochs of %d samples to %s", len(store.epochs), store.num_samples, args.store
+    )
     return 0

@@ -18,7 +18,7 @@ from daskcurv.classes import Schedule, class_order_of, held_out_split, read_clas
 from daskcurv.clusters import ClusterOptions
 from daskcurv.clusters.local import visible_gpus
 from daskcurv.config import HEADS, EstimatorConfig, Identity, check_positive
-from daskcurv.errors import CheckpointError, ConfigError, DataError
+from daskcurv.errors import CheckpointError, ConfigError, DataError, StoreError
 from daskcurv.estimators import get_estimator, settle
 from daskcurv.models import ModelSpec
 from daskcurv.probes import GENERATOR
@@ -191,7 +191,10 @@ def settled_estimator(
     began; else the workers' device.
     """
     if store.exists():
-        stored = ResultsStore.open(store).identity["estimator"]
+        identity = ResultsStore.open(store).identity
+        if "imported" in identity:
+            raise StoreError(f"{store} was imported, not computed; choose another --store")
+        stored = identity["estimator"]
         if config.method in ("auto", stored["method"]) and config.precision == "auto":
             config = replace(config, precision=stored["precision"])
         if config.method == "auto" and stored["method"] != PROPAGATION:

@@ -66,19 +66,34 @@ def discard_drafts(target: Path) -> None:
         shutil.rmtree(left)
 
 
-def write_whole(target: Path, content: bytes) -> None:
-    """Write a file that is whole or as it was before."""
-    descriptor, name = tempfile.mkstemp(dir=target.parent, suffix=".partial")
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Give a file to write, and put it in place of `target` if that ends well.
+
+    Yields
+    ------
+    Path
+        Of an empty file beside `target`.
+    """
+    descriptor, name = tempfile.mkstemp(
+        prefix=f".{target.name}.", suffix=".partial", dir=target.parent
+    )
+    os.close(descriptor)
     building = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield building
         building.chmod(0o644)
+        sync(building)
         os.rename(building, target)
+        sync(target.parent)
     finally:
         building.unlink(missing_ok=True)
+
+
+def write_whole(target: Path, content: bytes) -> None:
+    """Write a file that is whole or as it was before."""
+    with whole_file(target) as building:
+        building.write_bytes(content)
 
 
 def sync(path: Path) -> None:

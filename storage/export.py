@@ -110,6 +110,22 @@ def export_epochs(
         Before anything is written, if an epoch is absent or unfinished, or its directory holds
         something else.
     """
+    wanted = finished_epochs(store, epochs)
+    for epoch in wanted:
+        is_exported(store, out, epoch)
+    for epoch in wanted:
+        export_epoch(store, out, epoch, **options)
+        yield epoch
+
+
+def finished_epochs(store: ResultsStore, epochs: Iterable[int] | None) -> list[int]:
+    """Return the epochs to export, by default all, after checking that they are there.
+
+    Raises
+    ------
+    ExportError
+        If an epoch is absent or unfinished.
+    """
     wanted = sorted(store.rows) if epochs is None else list(epochs)
     if absent := [epoch for epoch in wanted if epoch not in store.rows]:
         raise ExportError(f"results store {store.path} has no epochs {absent}")
@@ -119,11 +135,7 @@ def export_epochs(
             f"epochs {unfinished} of {store.path} are not finished; launch again to finish them, "
             "or name finished ones with --epochs"
         )
-    for epoch in wanted:
-        is_exported(store, out, epoch)
-    for epoch in wanted:
-        export_epoch(store, out, epoch, **options)
-        yield epoch
+    return wanted
 
 
 def export_epoch(

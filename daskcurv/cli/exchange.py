@@ -17,13 +17,14 @@ log = logging.getLogger(__name__)
 def add_commands(verbs: Any) -> None:
     """Add the commands to the program's parser."""
     _add_export(verb(verbs, "export_npy", _export, "export a results store as npy files"))
+    _add_tables(verb(verbs, "export", _export_table, "export a results store as one table"))
     _add_import(verb(verbs, "import_npy", _import, "make a results store of npy files"))
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", type=Path, help="results store")
     parser.add_argument("out", type=Path, help="directory for the epoch_… directories")
-    parser.add_argument("--epochs", help="comma-separated epochs (default: all of the store)")
+    _add_epochs(parser)
     parser.add_argument(
         "--inactive",
         choices=INACTIVE_CHOICES,
@@ -42,17 +43,45 @@ def _export(args: argparse.Namespace) -> int:
     from daskcurv.storage import ResultsStore, export_epochs
 
     store = ResultsStore.open(args.store)
-    epochs = None if args.epochs in (None, "all") else parse_epochs(args.epochs)
     exported = export_epochs(
         store,
         args.out,
-        epochs,
+        _epochs(args),
         inactive=args.inactive,
         divide_by=args.divide_by,
         extras="extras" in args,
     )
     count = sum(1 for _ in exported)
     log.info("exported %d epochs to %s", count, args.out)
+    return 0
+
+
+def _add_epochs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--epochs", help="comma-separated epochs (default: all of the store)")
+
+
+def _epochs(args: argparse.Namespace) -> list[int] | None:
+    return None if args.epochs in (None, "all") else parse_epochs(args.epochs)
+
+
+def _add_tables(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", type=Path, help="results store")
+    parser.add_argument("out", type=Path, help="file to write; must not exist")
+    parser.add_argument(
+        "--format", choices=("parquet", "csv"), default="parquet", help="default: %(default)s"
+    )
+    _add_epochs(parser)
+    flag(parser, "by_epoch", "write a directory with a file for each epoch")
+
+
+def _export_table(args: argparse.Namespace) -> int:
+    from daskcurv.storage import ResultsStore
+    from daskcurv.storage.tables import export_table
+
+    store = ResultsStore.open(args.store)
+    by_epoch = "by_epoch" in args
+    export_table(store, args.out, _epochs(args), format=args.format, by_epoch=by_epoch)
+    log.info("exported to %s", args.out)
     return 0
 
 

@@ -14,6 +14,7 @@ import pytest
 from daskcurv.cli import main
 from daskcurv.errors import ConfigError, ExportError, StoreWriteError
 from daskcurv.storage import ResultsStore, export_epoch, export_epochs, schema
+from tests.conftest import enlarge, mounted
 
 N, BLOCK = 10, 4
 ORDER = [3, 1, 4, 0, 2]
@@ -493,3 +494,17 @@ def test_the_command_does_not_know_other_ways_to_treat_inactive_samples(path, ou
     assert stop.value.code == 2
     assert "--inactive" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_full_disk_ends_it_with_a_message_and_a_rerun_completes_it(path, tmp_path, capfd):
+    with mounted(tmp_path / "disk", "24k") as disk:
+        arguments = ["export_npy", str(path), str(disk / "tree")]
+        assert main(arguments) == 2
+        said = capfd.readouterr().err
+        assert "No space left on device" in said
+        assert "export again" in said
+        finished = names_in(disk / "tree")
+        assert finished == ["epoch_0000"]
+        enlarge(disk)
+        assert main(arguments) == 0
+        assert names_in(disk / "tree") == ["epoch_0000", "epoch_0200", "epoch_1000"]

@@ -10,8 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 import daskcurv
+from daskcurv.cli import main
+from daskcurv.storage import ResultsStore
+from daskcurv.storage.compact import compact
 from tests.conftest import REPOSITORY
 
 TEXT = (REPOSITORY / "README.md").read_text()
@@ -34,21 +38,33 @@ def test_the_python_of_the_readme_runs(demo, monkeypatch, capsys):
     assert list(top.index) == expected.tolist()  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("compacted", [False, True])
 @pytest.mark.parametrize(
-    ("line", "shape"),
+    ("line", "expected"),
     [
-        ("results.curvature.sel(epoch=12)", (1797,)),
-        ("results.curvature.sel(sample=8)", (13,)),
-        ('results.curvature.where(results.label == 3).mean("sample")', (13,)),
-        ('results.curvature.diff("epoch").sel(epoch=7).mean()', ()),
+        ("results.curvature.sel(epoch=12)", lambda values, labels: values[12]),
+        ("results.curvature.sel(sample=8)", lambda values, labels: values[:, 8]),
+        (
+            "results.curvature.sel(sample=results.label == 3)",
+            lambda values, labels: values[:, labels == 3],
+        ),
+        (
+            'results.curvature.diff("epoch").sel(epoch=7)',
+            lambda values, labels: values[7] - values[6],
+        ),
     ],
 )
-def test_each_question_of_the_readme_has_an_answer(demo, line, shape):
+def test_each_question_of_the_readme_has_an_answer(demo, tmp_path, line, expected, compacted):
     root, _ = demo
+    path = root / "demo" / "curvature.zarr"
     assert line in TEXT
-    results = daskcurv.open_results(root / "demo" / "curvature.zarr")
-    answer = eval(line, {"results": results}).compute()
-    assert answer.shape == shape
+    group = zarr.open_group(path, mode="r")
+    values, labels = (np.asarray(group[name]) for name in ("curvature", "label"))
+    if compacted:
+        compact(ResultsStore.open(path), tmp_path / "compact.zarr")
+        path = tmp_path / "compact.zarr"
+    answer = eval(line, {"results": daskcurv.open_results(path)})
+    np.testing.assert_array_equal(answer, expected(values, labels))
     assert np.isfinite(answer).any()
 
 
@@ -62,6 +78,21 @@ def test_the_export_command_of_the_readme_runs(demo):
     )
     exported = sorted(p.name for p in (root / "exported").iterdir())
     assert exported == ["epoch_0000", "epoch_0006", "epoch_0012"]
+
+
+def test_the_other_store_commands_of_the_readme_run(demo, monkeypatch):
+    root, _ = demo
+    monkeypatch.chdir(root)
+    lines = [line.split("#")[0] for line in TEXT.splitlines() if line.startswith("daskcurv ")]
+    commands = [shlex.split(line)[1:] for line in lines]
+    verbs = ["compact", "verify", "export", "export", "import_npy"]
+    assert [words[0] for words in commands] == verbs
+    for words in commands:
+        assert main(words) == 0
+    imported = daskcurv.open_results("imported.zarr")
+    assert imported.epoch.values.tolist() == [0, 6, 12]
+    opened = daskcurv.open_results("demo/compact.zarr").curvature.sel(epoch=[0, 6, 12])
+    np.testing.assert_array_equal(imported.curvature, opened)
 
 
 def test_the_launch_command_of_the_readme_has_options_that_exist(tmp_path, monkeypatch):
@@ -78,3 +109,13 @@ def test_the_launch_command_of_the_readme_has_options_that_exist(tmp_path, monke
     )
     assert run.returncode == 2
     assert "model directory results2/base_deep_learning_system/model_parameters" in run.stderr
+
+
+def test_the_tests_that_promises_name_exist():
+    promises = (REPOSITORY / "docs" / "store.md").read_text()
+    named = set(re.findall(r"`(test_\w+|Test\w+)`", promises))
+    written = "".join(path.read_text() for path in (REPOSITORY / "tests").glob("*.py"))
+    assert named
+    assert [
+        name for name in named if not re.search(rf"(def|class) {name}|^{name} =", written, re.M)
+    ] == []

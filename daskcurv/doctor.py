@@ -21,11 +21,12 @@ import torch
 from daskcurv.checkpoints import check_all, read_state_dict
 from daskcurv.clusters.local import available_cores, visible_gpus
 from daskcurv.comparison import compare
+from daskcurv.config import EstimatorConfig
 from daskcurv.dataset import normalise
 from daskcurv.errors import DaskcurvError
 from daskcurv.estimators.auto import has_fast_bfloat16
 from daskcurv.estimators.kernels import KERNELS
-from daskcurv.pipeline.inputs import Inputs, LaunchOptions, gather, sample_columns
+from daskcurv.pipeline.inputs import PROPAGATION, Inputs, LaunchOptions, gather, sample_columns
 from daskcurv.pipeline.plan import active_samples
 from daskcurv.storage import schema
 
@@ -233,9 +234,26 @@ def _methods(report: _Report, options: LaunchOptions, inputs: Inputs, device: to
     print(
         f"        {'method':<36}{'median':>8}{'worst':>9}  {'1 worker':>9}  {'for all epochs':>16}"
     )
+    report.ok(_choice(options, inputs.estimator, device))
     for row in rows:
         speed = f"{'':>9}  {'':>16}"
         if row.samples_per_second > 0:
             left = timedelta(seconds=round(total / (row.samples_per_second * workers)))
             speed = f"{row.samples_per_second:>9.1f}  {left!s:>16}"
         print(f"        {row.name:<36}{row.median_error:>8.0e}{row.worst_error:>9.0e}  {speed}")
+
+
+def _choice(options: LaunchOptions, estimator: EstimatorConfig, device: torch.device) -> str:
+    """Return what a run here would use, and why."""
+    asked = options.estimator
+    if options.store.exists():
+        why = f"as {options.store} was begun"
+    elif asked.precision != "auto" or asked.method not in ("auto", PROPAGATION):
+        why = "as asked for"
+    elif has_fast_bfloat16(device):
+        why = f"this {device.type} is fast at bfloat16"
+    else:
+        why = f"this {device.type} is not fast at bfloat16"
+    checked = f"{PROPAGATION} (if it passes its self-check)"
+    method = checked if estimator.method == "auto" else estimator.method
+    return f"a run would use {method}, in {estimator.precision}: {why}"

@@ -67,6 +67,7 @@ class MiniSlurm:
         self.root = Path(tempfile.mkdtemp(prefix="slurm-"))
         self.nodes = [f"node{number}" for number in range(nodes)]
         self.conf = self.root / "slurm.conf"
+        self._earlier: set[str] = set()
         self._write_configuration(cpus, gpus, partitions)
         self._supervisor: subprocess.Popen[str] | None = None
 
@@ -116,9 +117,13 @@ class MiniSlurm:
         return done.stdout
 
     def jobs(self, *states: str) -> list[str]:
-        """Return the ids of the jobs in the queue, by default of all that have not ended."""
+        """Return the ids of the jobs in the queue, by default of all that have not ended.
+
+        Those from before the last reset, which SLURM remembers for minutes, are left out.
+        """
         chosen = [f"--states={','.join(states)}"] if states else []
-        return self.run("squeue", "--noheader", "--format=%i", *chosen).split()
+        listed = self.run("squeue", "--noheader", "--format=%i", *chosen).split()
+        return [job for job in listed if job not in self._earlier]
 
     def job(self, job: str) -> dict[str, str]:
         """Return what SLURM knows of a job."""
@@ -130,7 +135,7 @@ class MiniSlurm:
         self.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
 
     def reset(self) -> None:
-        """Cancel all jobs and wait until all nodes are idle."""
+        """Cancel all jobs, wait until all nodes are idle, and forget the jobs."""
         self.run("scancel", f"--user={getpass.getuser()}", check=False)
         for node in self.nodes:
             self.resume(node)
@@ -138,6 +143,7 @@ class MiniSlurm:
         wait_for(
             lambda: not self.jobs() and self.run("sinfo", "-hNo%T", "-plow").split() == idle, 30
         )
+        self._earlier.update(self.jobs("all"))
 
     def _write_configuration(self, cpus: int, gpus: int, partitions: dict[str, str]) -> None:
         root, host, user = self.root, socket.gethostname().split(".")[0], getpass.getuser()

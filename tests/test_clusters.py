@@ -27,7 +27,7 @@ from daskcurv.clusters.job_script import (
 )
 from daskcurv.clusters.options import SLURM_OPTIONS, ClusterOptions, cluster_options, site_settings
 from daskcurv.clusters.slurm_commands import parse_duration
-from daskcurv.clusters.submit import launcher_script
+from daskcurv.clusters.submit import launcher_script, submit
 from daskcurv.errors import ClusterError, ConfigError
 from tests.minislurm import wait_for
 
@@ -53,6 +53,8 @@ REPOSITORY = Path(__file__).parent.parent
         ({"cluster": "slurm", "gres": "gpu:2"}, "each job is one worker with one GPU"),
         ({"cluster": "slurm", "nodes": 2}, "--nodes is for --cluster allocation"),
         ({"cluster": "allocation", "gpus": 2}, "--gpus is for --cluster slurm"),
+        ({"cluster": "allocation", "time": "1:00"}, "--time says what to ask SLURM for"),
+        ({"cluster": "allocation", "prologue": ["x"]}, "--prologue says what to ask SLURM for"),
         ({"cluster": "slurm", "sbatch_extra": ["x"]}, "'x' is not an option of sbatch"),
     ],
 )
@@ -448,3 +450,29 @@ def test_uncorrected_memory_errors_are_reported(monkeypatch):
 def test_pytorch_without_cuda_is_named(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
     assert "is built without CUDA" in gpu_check.find_problem()
+
+
+def test_a_submitted_allocation_is_not_told_again_what_it_was_asked_for_by():
+    options = ClusterOptions(cluster="allocation", nodes=2, time="1:00")
+    words = [
+        "launch", "--cluster", "allocation", "--submit", "--nodes", "2", "--time=1:00",
+        "--prologue=module load x", "--interface", "ib0", "--store", "s.zarr",
+    ]  # fmt: skip
+    script = launcher_script(options, words)
+    command = "-m daskcurv launch --cluster allocation --interface ib0 --store s.zarr\n"
+    assert command in script
+
+
+def test_a_command_of_slurm_that_hangs_is_given_up(tmp_path, monkeypatch):
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text("#!/bin/sh\nexec sleep 60\n")
+    sbatch.chmod(0o755)
+    (tmp_path / "scontrol").symlink_to(sbatch)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(slurm_commands, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(slurm_commands.SlurmError, match="sbatch did not answer within") as hung:
+        slurm_commands.call("sbatch")
+    assert hung.value.transient
+    with pytest.raises(ClusterError, match="does not take the job: sbatch did not answer"):
+        submit("#!/bin/bash\n")

@@ -83,6 +83,25 @@ def test_every_methods_error_and_speed_are_measured(doctor, project):
     assert speed is not None
 
 
+@pytest.mark.parametrize(
+    ("fast", "asked", "said"),
+    [
+        (True, [], r"difference-propagation \(if it .*\), in bfloat16: this cpu is fast"),
+        (False, [], "finite-difference, in float32: this cpu is not fast at bfloat16"),
+        (True, ["--method", "finite-difference"], "finite-difference, in float32: as asked for"),
+        (True, ["--precision", "float32"], r"in float32: as asked for"),
+    ],
+)
+def test_it_says_which_method_a_run_would_use_and_why(
+    doctor, project, monkeypatch, fast, asked, said
+):
+    for module in ("daskcurv.estimators.auto", "daskcurv.doctor"):
+        monkeypatch.setattr(f"{module}.has_fast_bfloat16", lambda device: fast)
+    code, output = doctor(*inputs(project), "--n_probes", "1", *asked)
+    assert code == 0
+    assert re.search(f"ok    a run would use .*{said}", output), output
+
+
 def test_a_store_that_does_not_fit_on_the_disk_is_a_failure(doctor, project, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)

@@ -72,11 +72,15 @@ def test_a_worker_that_joins_shows_that_the_script_works(fleet):
         fleet.joined()
 
 
-def test_a_node_that_fails_its_check_three_times_is_excluded_and_the_others_go_on(fleet):
+def test_a_node_that_fails_its_check_three_times_is_excluded_and_the_others_go_on(fleet, caplog):
     for number in range(TRIES):
         assert not fleet.excluded
         fleet.end(End(str(number), "FAILED", "bad", UNFIT), workers=0, jobs=0, now=0.0)
     assert fleet.excluded == {"bad"}
+    # One more job that was on its way there.
+    fleet.end(End("9", "FAILED", "bad", UNFIT), workers=0, jobs=1, now=0.0)
+    told = [record for record in caplog.records if "gets no more workers" in record.message]
+    assert len(told) == 1
 
 
 def test_when_no_node_passes_the_check_the_launch_ends(fleet):

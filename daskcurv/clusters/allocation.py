@@ -29,7 +29,7 @@ from daskcurv.clusters.base import (
     scheduler_settings,
     worker_names,
 )
-from daskcurv.clusters.fleet import HESITATE_SECONDS, End, Fleet, last_lines
+from daskcurv.clusters.fleet import HESITATE_SECONDS, End, Fleet, ending_of
 from daskcurv.clusters.job_script import DEATH_TIMEOUT_SECONDS
 from daskcurv.clusters.options import ClusterOptions, check_interface
 from daskcurv.clusters.run_directory import open_credentials, run_directory
@@ -184,9 +184,8 @@ class Steps:
                 self._start(slot)
         if not any(slot.step is not None or self._may_have(slot) for slot in self._slots):
             raise ClusterError(
-                f"none of the {len(self._slots)} GPUs of this allocation is fit for work; the last "
-                f"lines of {self._slots[0].log}:\n  "
-                + last_lines(self._slots[0].log, 3).replace("\n", "\n  ")
+                f"none of the {len(self._slots)} GPUs of this allocation is fit for work"
+                + ending_of(self._slots[0].log)
             )
         return f"{len(connected)} of {len(self._slots)} workers running"
 

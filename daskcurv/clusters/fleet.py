@@ -164,7 +164,7 @@ class Fleet:
 
     def _shun_if_bad(self, end: End) -> None:
         self._unfit[end.node] += 1
-        if self._unfit[end.node] < TRIES:
+        if self._unfit[end.node] < TRIES or end.node in self.excluded:
             return
         self.excluded.add(end.node)
         log.warning(
@@ -187,11 +187,14 @@ class Fleet:
 def _hopeless(what: str, ends: list[End]) -> ClusterError:
     last = ends[-1]
     text = f"{what}; given up after {len(ends)} tries. The last: {last}"
-    for end in reversed(ends):
-        if lines := last_lines(end.log, _LOG_LINES):
-            text += f"\n{end.log} ends with:\n  " + lines.replace("\n", "\n  ")
-            break
-    return ClusterError(text)
+    endings = (ending_of(end.log) for end in reversed(ends))
+    return ClusterError(text + next(filter(None, endings), ""))
+
+
+def ending_of(log_file: Path | None) -> str:
+    """Return the end of a log for an error's text, empty if there is none."""
+    lines = last_lines(log_file, _LOG_LINES)
+    return f"\n{log_file} ends with:\n  " + lines.replace("\n", "\n  ") if lines else ""
 
 
 def last_lines(path: Path | None, count: int) -> str:

@@ -152,6 +152,9 @@ SLURM_OPTIONS = (
 )  # fmt: skip
 """Options that only mean something to SLURM, and may stand in the site's file."""
 
+JOB_OPTIONS = tuple(name for name in SLURM_OPTIONS if name != "interface")
+"""Those that say what to ask SLURM for."""
+
 
 def cluster_options(given: Mapping[str, Any]) -> ClusterOptions:
     """Return the options: those given, the site's for the rest, then defaults.
@@ -183,6 +186,12 @@ def cluster_options(given: Mapping[str, Any]) -> ClusterOptions:
         raise ConfigError(
             "--gpus is for --cluster slurm; an allocation has a worker on each of its GPUs. Ask "
             "for them by --nodes and --gres"
+        )
+    inside = cluster == "allocation" and not given.get("submit", False)
+    if inside and (stray := [name for name in JOB_OPTIONS if name in chosen]):
+        raise ConfigError(
+            f"--{stray[0]} says what to ask SLURM for, and this allocation is there already; say "
+            "it to salloc or sbatch, or add --submit"
         )
     if cluster == "slurm" and "nodes" in chosen:
         raise ConfigError("--nodes is for --cluster allocation; with --cluster slurm say --gpus")

@@ -87,8 +87,8 @@ class Job:
         return self.state in ("COMPLETING", "SIGNALING", "STAGE_OUT")
 
 
-def call(*command: str) -> str:
-    """Run a command and return what it printed.
+def call(*command: str, text_in: str | None = None) -> str:
+    """Run a command, perhaps with something to read, and return what it printed.
 
     Raises
     ------
@@ -99,6 +99,7 @@ def call(*command: str) -> str:
         done = subprocess.run(
             command,
             env=_environment(),
+            input=text_in,
             capture_output=True,
             text=True,
             timeout=_PATIENCE_SECONDS,

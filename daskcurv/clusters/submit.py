@@ -8,13 +8,13 @@ stops with exit code 3, and the job puts itself back into the queue until nothin
 from __future__ import annotations
 
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from daskcurv.clusters import slurm_commands
-from daskcurv.clusters.options import NO_GRES, ClusterOptions
+from daskcurv.clusters.options import JOB_OPTIONS, NO_GRES, ClusterOptions
+from daskcurv.clusters.slurm_commands import SlurmError
 from daskcurv.errors import ClusterError, ConfigError
 from daskcurv.logs import LAUNCHER_LOG, LOG_DIR
 
@@ -90,12 +90,26 @@ def launcher_script(options: ClusterOptions, words: Sequence[str]) -> str:
         directives="\n".join(f"#SBATCH {directive}" for directive in directives),
         prologue="\n".join(["set -e", *options.prologue]),
         directory=shlex.quote(str(Path.cwd())),
-        command=shlex.join([sys.executable, "-m", "daskcurv", *_without_submit(words)]),
+        command=shlex.join(
+            [sys.executable, "-m", "daskcurv", *_of_the_job(words, options.cluster)]
+        ),
     )
 
 
-def _without_submit(words: Sequence[str]) -> list[str]:
-    return [word for word in words if word not in ("--submit", "--print_job_script")]
+def _of_the_job(words: Sequence[str], cluster: str) -> list[str]:
+    """Return the command line as it is inside the job: without what the job was asked for by."""
+    kept = []
+    # What an allocation is to have is no question any more once it is there.
+    done_with = {f"--{name}" for name in JOB_OPTIONS} if cluster == "allocation" else set()
+    following = iter(words)
+    for word in following:
+        name, has_value, _ = word.partition("=")
+        if name in done_with:
+            if not has_value:
+                next(following, None)
+        elif name not in ("--submit", "--print_job_script"):
+            kept.append(word)
+    return kept
 
 
 def submit(script: str) -> tuple[str, Path]:
@@ -108,10 +122,9 @@ def submit(script: str) -> tuple[str, Path]:
     """
     slurm_commands.check_installed("sbatch", "scontrol")
     LOG_DIR.mkdir(exist_ok=True)
-    done = subprocess.run(
-        ["sbatch", "--parsable"], input=script, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise ClusterError(f"SLURM does not take the job: {slurm_commands.said(done.stderr)}")
-    job = done.stdout.strip().split(";")[0]
+    try:
+        answer = slurm_commands.call("sbatch", "--parsable", text_in=script)
+    except SlurmError as error:
+        raise ClusterError(f"SLURM does not take the job: {error}") from error
+    job = answer.strip().split(";")[0]
     return job, LOG_DIR.absolute() / LAUNCHER_LOG.format(job=job)

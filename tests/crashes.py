@@ -198,8 +198,11 @@ def _leave_strays(project: Project, generator: random.Random, tally: Tally) -> N
 
 
 def _arrays(tree: Path) -> dict[str, bytes]:
-    """The exported arrays; the metadata beside them say how long it took."""
-    return {str(path.relative_to(tree)): path.read_bytes() for path in tree.rglob("*.npy")}
+    """The exported arrays; the metadata beside them say how long it took.
+
+    Drafts of exports that were killed are hidden directories.
+    """
+    return {str(path.relative_to(tree)): path.read_bytes() for path in tree.glob("epoch_*/*.npy")}
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from daskcurv.clusters import open_cluster
 from daskcurv.clusters.slurm_commands import seconds_left
 from daskcurv.dataset import prepare
 from daskcurv.errors import ConfigError, DaskcurvError, ExportError
+from daskcurv.files import discard_drafts
 from daskcurv.pipeline.feed import TASKS_PER_WORKER, Done, SetAside, Waiting, feed
 from daskcurv.pipeline.inputs import Inputs, LaunchOptions, gather, sample_columns
 from daskcurv.pipeline.more_probes import change_places, larger_store, recover, smaller_store
@@ -88,6 +89,7 @@ def launch(options: LaunchOptions) -> Outcome:
         _dry_run(options, inputs)
         return Outcome()
     with launcher_lock(options.store):
+        discard_drafts(options.store)
         recover(options.store)
         base = smaller_store(options.store, inputs.identity)
         if base is None:

@@ -27,8 +27,10 @@ from daskcurv.errors import StoreError
 from daskcurv.files import discard_drafts, whole_directory
 from daskcurv.storage import schema
 from daskcurv.storage.checks import checked_epoch
+from daskcurv.storage.columns import damaged_columns
+from daskcurv.storage.group import consolidate, writing
 from daskcurv.storage.lock import launcher_lock
-from daskcurv.storage.store import ResultsStore, consolidate, writing
+from daskcurv.storage.store import ResultsStore
 from daskcurv.storage.work import do_all, processes_for
 
 log = logging.getLogger(__name__)
@@ -83,7 +85,7 @@ def _refuse_unfinished(source: ResultsStore) -> None:
             f"results store {source.path} has unfinished epochs {unfinished}; launch again to "
             "finish them, then compact it"
         )
-    if damaged := source.damaged_columns():
+    if damaged := damaged_columns(source):
         raise StoreError(
             f"{', '.join(variable.name for variable in damaged)} of results store {source.path} "
             "cannot be read; launch again to restore it, then compact the store"

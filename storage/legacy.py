@@ -21,8 +21,9 @@ from daskcurv.errors import StoreError
 from daskcurv.files import discard_drafts, whole_directory
 from daskcurv.storage import schema
 from daskcurv.storage.export import GRADIENT_POWERS, IMPORTED_METADATA
+from daskcurv.storage.group import consolidate, writing
 from daskcurv.storage.lock import launcher_lock
-from daskcurv.storage.store import ResultsStore, consolidate, writing
+from daskcurv.storage.store import ResultsStore
 from daskcurv.storage.tree import EpochFiles, Tree, read_tree, read_values
 from daskcurv.storage.work import do_all, processes_for
 

@@ -23,10 +23,8 @@ import hashlib
 import json
 import logging
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -34,19 +32,24 @@ from typing import Any, cast
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.metadata import ArrayV3Metadata
 
 from daskcurv.config import Identity, differences, fingerprint
-from daskcurv.errors import StoreError, StoreWriteError
+from daskcurv.errors import StoreError
 from daskcurv.files import sync, whole_directory, write_whole
 from daskcurv.storage import schema
+from daskcurv.storage.group import (
+    CODECS,
+    array_of,
+    consolidate,
+    create_array,
+    numpy_dtype,
+    open_group,
+    writing,
+)
 from daskcurv.storage.lazy import Stored
 
 log = logging.getLogger(__name__)
-
-CODECS = (ZstdCodec(level=3), Crc32cCodec())
-"""Without the checksum, most flipped bits pass through zstd unnoticed."""
 
 Columns = Mapping[str, Sequence[Any] | NDArray[Any]]
 
@@ -59,7 +62,7 @@ class ResultsStore:
 
     def __init__(self, path: Path):
         self.path = path
-        self._group = _open_group(path)
+        self._group = open_group(path)
         attrs = dict(self._group.attrs)
         self.attrs: Mapping[str, Any] = attrs
         self.is_compact = attrs.get("layout") == schema.COMPACT
@@ -121,7 +124,7 @@ class ResultsStore:
             )
             group.create_group(schema.DIGEST.name.rpartition("/")[0])
             for variable in schema.ALL_VARIABLES:
-                _create_array(group, variable, num_samples, block_size)
+                create_array(group, variable, num_samples, block_size)
             for variable in schema.SAMPLE_VARIABLES:
                 array_of(group, variable.name)[:] = np.asarray(
                     samples[variable.name], dtype=variable.dtype
@@ -232,54 +235,6 @@ class ResultsStore:
         """
         return self.is_compact or self.chunk_path(name, row, block).exists()
 
-    def damaged_columns(self) -> list[schema.Variable]:
-        """Return the one-dimensional variables that cannot be read, or have lost a file."""
-        damaged = []
-        for variable in schema.COLUMNS:
-            try:
-                self.read(variable.name)
-                whole = all(path.exists() for path in self.column_chunks(variable))
-            except StoreError:
-                whole = False
-            if not whole:
-                damaged.append(variable)
-        return damaged
-
-    def restore_columns(self, samples: Columns, epochs: Columns) -> None:
-        """Write damaged columns anew; only the launcher calls this.
-
-        What only the run itself knew, the time spent and the methods used, is lost.
-
-        Parameters
-        ----------
-        samples : mapping
-            As for `create`.
-        epochs : mapping
-            As for `create`; rows of epochs that it does not have become empty.
-        """
-        known: dict[str, dict[int, Any]] = {
-            variable.name: dict(zip(epochs["epoch"], epochs[variable.name], strict=True))
-            for variable in schema.EPOCH_VARIABLES
-        }
-        known["epoch"] = {epoch: epoch for epoch in self.epochs}
-        done = self.done_blocks()
-        known["complete"] = {epoch: bool(done[row].all()) for epoch, row in self.rows.items()}
-        for variable in self.damaged_columns():
-            values = samples.get(variable.name)
-            if values is None:
-                found = known.get(variable.name, {})
-                values = [found.get(epoch, variable.fill) for epoch in self.epochs]
-            with writing(f"results store {self.path}"):
-                self.discard_column(variable)
-                self.array(variable.name)[:] = np.asarray(values, dtype=_numpy_dtype(variable))
-            log.warning("%s of results store %s was damaged; restored", variable.name, self.path)
-
-    def discard_column(self, variable: schema.Variable) -> None:
-        """Make a one-dimensional variable missing, so that the next launch restores it."""
-        with writing(f"results store {self.path}"):
-            for path in self.column_chunks(variable):
-                path.unlink(missing_ok=True)
-
     def arrays(self) -> Iterator[tuple[str, zarr.Array[Any]]]:
         """Yield each array with its name, those of subgroups too."""
         for name in self.array_metadata():
@@ -314,12 +269,6 @@ class ResultsStore:
             text = json.dumps(self.array_metadata()[name], indent=2)
             write_whole(self.path / name / "zarr.json", text.encode())
 
-    def column_chunks(self, variable: schema.Variable) -> list[Path]:
-        """Return the files of a one-dimensional variable."""
-        array = self.array(variable.name)
-        count = -(-array.shape[0] // array.chunks[0])
-        return [self.path / variable.name / "c" / str(chunk) for chunk in range(count)]
-
     def refuse_if_compact(self) -> None:
         """Raise a StoreError if this is a store for reading."""
         if self.is_compact:
@@ -345,7 +294,7 @@ class ResultsStore:
             raise StoreError(f"results store {self.path} would have epochs {repeated} twice")
         with writing(f"results store {self.path}"):
             self._append_rows(epochs)
-        self._group = _open_group(self.path)
+        self._group = open_group(self.path)
         self.__dict__.pop("epochs", None)
         self.__dict__.pop("rows", None)
 
@@ -358,7 +307,7 @@ class ResultsStore:
             array.resize((start + count, *array.shape[1:]))
             if variable in schema.COLUMNS:
                 values = epochs.get(variable.name, [variable.fill] * count)
-                array[start:] = np.asarray(values, dtype=_numpy_dtype(variable))
+                array[start:] = np.asarray(values, dtype=numpy_dtype(variable))
         self._group.update_attributes({"epochs": [*self.epochs, *map(int, epochs["epoch"])]})
         consolidate(self.path)
 
@@ -473,97 +422,6 @@ class ResultsStore:
         return path / "0" if name == schema.DIGEST.name else path
 
 
-def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
-    """Return an array, so that chunks of nothing but fill values are written too."""
-    node = group[name]
-    if not isinstance(node, zarr.Array):
-        raise StoreError(f"{name} is not an array")
-    # Not remembered in the metadata. Without it a block of nothing but inactive samples would
-    # leave no chunk of its measures.
-    return node.with_config({"write_empty_chunks": True})
-
-
-def _create_array(
-    group: zarr.Group, variable: schema.Variable, num_samples: int, block_size: int
-) -> None:
-    blocks, variables = -(-num_samples // block_size), len(schema.PER_SAMPLE)
-    shapes = {"epoch": 0, "sample": num_samples, "block": blocks, "variable": variables}
-    chunks = {"epoch": 1, "sample": block_size, "block": 1, "variable": variables}
-    if variable in schema.COLUMNS:
-        # Each column has chunks of another length, so that none decodes in another's place.
-        number = schema.COLUMNS.index(variable)
-        chunks = {"epoch": schema.EPOCH_CHUNK + number, "sample": num_samples + number}
-    group.create_array(
-        variable.name,
-        shape=[shapes[dim] for dim in variable.dims],
-        chunks=tuple(chunks[dim] for dim in variable.dims),
-        dtype=variable.dtype,
-        fill_value=variable.fill,
-        dimension_names=variable.dims,
-        attributes=variable.attrs,
-        compressors=CODECS,
-    )
-
-
-def _numpy_dtype(variable: schema.Variable) -> Any:
-    return object if variable.dtype == "str" else variable.dtype
-
-
-def _open_group(path: Path) -> zarr.Group:
-    metadata = path / "zarr.json"
-    if not metadata.exists():
-        what = "has no zarr.json" if path.is_dir() else "is not a directory"
-        what = what if path.exists() else "does not exist"
-        raise StoreError(
-            f"{path} {what}, so it is not a daskcurv results store; name one (--store for a launch)"
-        )
-    try:
-        group = zarr.open_group(path, mode="r+", use_consolidated=True)
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise StoreError(
-            f"{metadata} cannot be read as a Zarr group with consolidated metadata: {error}. If "
-            "this is a results store, restore that file from a copy; else name another path"
-        ) from error
-    version = group.attrs.get("daskcurv_format")
-    if not isinstance(version, int):
-        raise StoreError(
-            f"{path} is a Zarr group made by something other than daskcurv; name another path"
-        )
-    if version > schema.FORMAT_VERSION:
-        raise StoreError(
-            f"results store {path} has format {version}; this daskcurv reads up to "
-            f"{schema.FORMAT_VERSION}. Use the newer daskcurv that made it"
-        )
-    needed = ("identity", "fingerprint", "block_size", "epochs")
-    if lost := [name for name in needed if name not in group.attrs]:
-        raise StoreError(
-            f"results store {path} is damaged: its zarr.json lacks {', '.join(lost)}. Restore that "
-            "file from a copy, or choose another --store"
-        )
-    return group
-
-
-def consolidate(path: Path) -> None:
-    """Write one ``zarr.json`` that describes a group and all of its arrays."""
-    with warnings.catch_warnings():
-        # zarr warns that other implementations may not read consolidated v3 metadata; they fall
-        # back to the arrays' own metadata, which says the same.
-        warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
-        zarr.consolidate_metadata(path)
-
-
 def _is_written(chunk: Path | os.DirEntry[str]) -> bool:
     # After a power cut, a file can be there by name and have no contents.
     return chunk.stat().st_size > 0
-
-
-@contextmanager
-def writing(what: str) -> Iterator[None]:
-    """Turn the operating system's refusals into one message."""
-    try:
-        yield
-    except OSError as error:
-        raise StoreWriteError(
-            f"cannot write {what}: {error.strerror or error}. What was finished is kept; free "
-            "space or permissions, then run the same command again"
-        ) from error

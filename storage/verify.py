@@ -23,6 +23,7 @@ from daskcurv.config import fingerprint
 from daskcurv.errors import StoreError
 from daskcurv.storage import schema
 from daskcurv.storage.checks import Damage, checked_epoch
+from daskcurv.storage.columns import damaged_columns, discard_column
 from daskcurv.storage.compact import same_bits, slabs, turned
 from daskcurv.storage.export import IMPORTED_METADATA
 from daskcurv.storage.store import ResultsStore
@@ -94,7 +95,7 @@ def repair(store: ResultsStore, damage: list[Damage]) -> None:
                 store.set_epoch(one.row, complete=False)
             store.discard_block(one.row, one.block)
         elif one.column:
-            store.discard_column(schema.COLUMN[one.column])
+            discard_column(store, schema.COLUMN[one.column])
         elif one.metadata:
             store.rewrite_metadata(one.metadata)
     for path in _leftovers(store.path):
@@ -142,7 +143,7 @@ def slab_damage(path: Path, name: str, places: slice) -> list[Damage]:
 
 
 def _column_damage(store: ResultsStore) -> Iterator[Damage]:
-    damaged = store.damaged_columns()
+    damaged = damaged_columns(store)
     for variable in damaged:
         name = variable.name
         yield Damage(name, "lost a file, or cannot be read", column=name)

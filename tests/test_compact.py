@@ -22,11 +22,12 @@ from daskcurv.cli import main
 from daskcurv.errors import StoreError
 from daskcurv.storage import ResultsStore, export_epochs, open_results, schema
 from daskcurv.storage import compact as module
+from daskcurv.storage.columns import discard_column
 from daskcurv.storage.compact import compact
 from daskcurv.storage.verify import verify
 from tests.conftest import Project, enlarge, mounted
 from tests.damage import KINDS, contents, damage, same, undone
-from tests.test_store import chunk, epoch_columns, files_below, fill_row, make_store, sample_columns
+from tests.test_store import chunk, epoch_columns, files_below, finish, make_store
 
 
 @pytest.fixture
@@ -34,11 +35,7 @@ def store(tmp_path: Path) -> ResultsStore:
     """Three finished epochs, added in an order of their own."""
     store = make_store(tmp_path / "curvature.zarr", 200, 400, attrs={"class_names": list("abcde")})
     store.add_epochs(epoch_columns(0))
-    active = sample_columns()["first_epoch_active"]
-    for row, epoch in enumerate(store.epochs):
-        fill_row(store, row, active <= epoch)
-        store.set_epoch(row, complete=True, compute_seconds=float(epoch))
-    return ResultsStore.open(store.path)
+    return ResultsStore.open(finish(store).path)
 
 
 @pytest.fixture
@@ -150,7 +147,7 @@ def test_what_is_damaged_is_not_compacted(store, out):
 
 
 def test_a_column_that_is_lost_is_named(store, out):
-    store.discard_column(schema.COLUMN["label"])
+    discard_column(store, schema.COLUMN["label"])
     with pytest.raises(StoreError, match="label of results store"):
         compact(store, out)
 

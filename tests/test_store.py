@@ -18,6 +18,7 @@ from zarr.storage import LocalStore
 
 from daskcurv.errors import ConfigError, StoreError, StoreWriteError
 from daskcurv.storage import ResultsStore, open_results, schema
+from daskcurv.storage.columns import column_files, damaged_columns, restore_columns
 from daskcurv.storage.lazy import Stored
 
 N, BLOCK, CLASSES = 11, 4, 5
@@ -96,6 +97,15 @@ def fill_row(
     for block, values in enumerate(blocks):
         store.write_block(row, block, values)
     return {name: np.concatenate([values[name] for values in blocks]) for name in PER_SAMPLE}
+
+
+def finish(store: ResultsStore) -> ResultsStore:
+    """Write what is active by the store's coordinates, and mark all epochs as complete."""
+    active = sample_columns()["first_epoch_active"]
+    for row, epoch in enumerate(store.epochs):
+        fill_row(store, row, active <= epoch)
+        store.set_epoch(row, complete=True)
+    return store
 
 
 def files_below(path: Path) -> dict[str, bytes]:
@@ -763,28 +773,28 @@ def test_an_unknown_way_to_treat_unfinished_epochs_is_refused(store):
 def test_a_damaged_column_is_noticed_and_written_anew(store, variable, damage):
     fill_row(store, 0)
     store.set_epoch(0, complete=True)
-    assert store.damaged_columns() == []
+    assert damaged_columns(store) == []
     before = store.read(variable.name)
-    (path,) = store.column_chunks(variable)
+    (path,) = column_files(store, variable)
     if damage == "lost":
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:-3])
     store = ResultsStore.open(store.path)
-    assert store.damaged_columns() == [variable]
+    assert damaged_columns(store) == [variable]
     assert store.rows == {0: 0, 200: 1}
-    store.restore_columns(sample_columns(), epoch_columns(200, 0))
-    assert store.damaged_columns() == []
+    restore_columns(store, sample_columns(), epoch_columns(200, 0))
+    assert damaged_columns(store) == []
     np.testing.assert_array_equal(store.read(variable.name), before)
 
 
 def test_no_column_passes_for_another(tmp_path):
     store = make_store(tmp_path / "s", 0, 200)
-    files = [store.column_chunks(variable)[0] for variable in schema.COLUMNS]
+    files = [column_files(store, variable)[0] for variable in schema.COLUMNS]
     contents = [path.read_bytes() for path in files]
     for variable, path, own in zip(schema.COLUMNS, files, contents, strict=True):
         for other, content in zip(schema.COLUMNS, contents, strict=True):
             path.write_bytes(content)
             damaged = [] if other == variable else [variable]
-            assert store.damaged_columns() == damaged, (variable.name, other.name)
+            assert damaged_columns(store) == damaged, (variable.name, other.name)
         path.write_bytes(own)

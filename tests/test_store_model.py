@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 )
 
 from daskcurv.storage import ResultsStore, export_epochs, open_results, schema
+from daskcurv.storage.columns import restore_columns
 from daskcurv.storage.compact import compact
 from daskcurv.storage.verify import repair, verify
 from tests.damage import KINDS, chunk_files, damage
@@ -166,7 +167,7 @@ class StoreModel(RuleBasedStateMachine):
         assert found or self.store.done_blocks().sum() == len(self.blocks) - 1
         repair(self.store, found)
         self.store = ResultsStore.open(self.path)
-        self.store.restore_columns(sample_columns(), epoch_columns(*self.epochs))
+        restore_columns(self.store, sample_columns(), epoch_columns(*self.epochs))
         done = self.store.done_blocks()
         rows = self.store.rows
         self.blocks = {

@@ -15,7 +15,7 @@ from daskcurv.storage import ResultsStore, open_results
 from daskcurv.storage.compact import compact
 from daskcurv.storage.tables import export_table
 from tests.conftest import enlarge, mounted
-from tests.test_store import fill_row, make_store, sample_columns
+from tests.test_store import epoch_columns, fill_row, finish, make_store
 
 FORMATS = ("parquet", "csv")
 
@@ -23,22 +23,14 @@ FORMATS = ("parquet", "csv")
 @pytest.fixture
 def store(tmp_path: Path) -> ResultsStore:
     """Epochs 200 and 0, and one that is not finished, 400."""
-    store = make_store(tmp_path / "curvature.zarr", 200, 0, 400)
-    active = sample_columns()["first_epoch_active"]
-    for row, epoch in enumerate(store.epochs[:2]):
-        fill_row(store, row, active <= epoch)
-        store.set_epoch(row, complete=True)
+    store = finish(make_store(tmp_path / "curvature.zarr", 200, 0))
+    store.add_epochs(epoch_columns(400))
     return store
 
 
 @pytest.fixture
 def finished(tmp_path: Path) -> ResultsStore:
-    store = make_store(tmp_path / "finished.zarr", 200, 0)
-    active = sample_columns()["first_epoch_active"]
-    for row, epoch in enumerate(store.epochs):
-        fill_row(store, row, active <= epoch)
-        store.set_epoch(row, complete=True)
-    return store
+    return finish(make_store(tmp_path / "finished.zarr", 200, 0))
 
 
 def read(path: Path) -> pa.Table:

@@ -9,21 +9,17 @@ import pytest
 
 from daskcurv.cli import main
 from daskcurv.storage import ResultsStore, schema
+from daskcurv.storage.columns import discard_column, restore_columns
 from daskcurv.storage.verify import repair, verify
 from tests.conftest import Project
 from tests.damage import KINDS, campaign, contents, same
-from tests.test_store import chunk, epoch_columns, fill_row, make_store, sample_columns
+from tests.test_store import chunk, epoch_columns, fill_row, finish, make_store, sample_columns
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> ResultsStore:
     """Two finished epochs; which samples are active is as their coordinates say."""
-    store = make_store(tmp_path / "curvature.zarr", 0, 200)
-    active = sample_columns()["first_epoch_active"]
-    for row, epoch in enumerate(store.epochs):
-        fill_row(store, row, active <= epoch)
-        store.set_epoch(row, complete=True)
-    return store
+    return finish(make_store(tmp_path / "curvature.zarr", 0, 200))
 
 
 def test_a_store_in_order_has_no_damage(store):
@@ -132,8 +128,8 @@ def test_damage_of_any_kind_is_noticed_and_mended_by_a_launch(project: Project):
 def test_columns_are_restored_from_what_the_launcher_knows(store, lost):
     expected = contents(store.path)
     for name in lost:
-        store.discard_column(schema.COLUMN[name])
+        discard_column(store, schema.COLUMN[name])
     assert [damage.column for damage in verify(store).damage] == lost
-    store.restore_columns(sample_columns(), epoch_columns(0, 200))
+    restore_columns(store, sample_columns(), epoch_columns(0, 200))
     assert verify(store).damage == []
     assert same(contents(store.path), expected)

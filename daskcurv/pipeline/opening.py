@@ -13,6 +13,7 @@ from daskcurv.checkpoints import Checkpoint, check_all
 from daskcurv.errors import CheckpointError
 from daskcurv.pipeline.inputs import Inputs, LaunchOptions, sample_columns
 from daskcurv.storage import ResultsStore, schema
+from daskcurv.storage.columns import damaged_columns, restore_columns
 from daskcurv.storage.schema import DEFAULT_BLOCK_SIZE
 
 log = logging.getLogger(__name__)
@@ -65,9 +66,9 @@ def ready_store(
         return store, checkpoints
     if options.block_size and options.block_size != store.block_size:
         log.info("the store's block size, %d, is kept", store.block_size)
-    if store.damaged_columns():
-        store.restore_columns(
-            sample_columns(inputs, options), _epoch_columns(checkpoints, inputs, options)
+    if damaged_columns(store):
+        restore_columns(
+            store, sample_columns(inputs, options), _epoch_columns(checkpoints, inputs, options)
         )
     _note_changed_checkpoints(store, checkpoints)
     added = [checkpoint for checkpoint in checkpoints if checkpoint.epoch not in store.rows]
@@ -99,7 +100,7 @@ def check_weights(inputs: Inputs, store: ResultsStore | None) -> list[Checkpoint
 
 
 def _recorded(store: ResultsStore) -> dict[int, Checkpoint]:
-    if any(variable.name in _FILE_COLUMNS for variable in store.damaged_columns()):
+    if any(variable.name in _FILE_COLUMNS for variable in damaged_columns(store)):
         return {}
     sha256, size, mtime_ns = map(store.read, _FILE_COLUMNS)
     return {

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from daskcurv.config import check_positive
@@ -98,6 +97,8 @@ def class_order_of(experiment_index: int, num_classes: int = 100) -> NDArray[np.
     """
     if not 0 <= experiment_index < 100_000:
         raise ConfigError(f"experiment_index is {experiment_index}; expected 0 to 99999")
+    import torch
+
     generator = torch.Generator().manual_seed(42)
     seeds = torch.randperm(100_000, generator=generator, dtype=torch.int32)
     # The run used NumPy's legacy generator; no other reproduces its permutation.

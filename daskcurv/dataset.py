@@ -14,15 +14,16 @@ import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from daskcurv.errors import DataError, StoreWriteError
 from daskcurv.files import whole_directory
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -332,5 +333,7 @@ def normalise(images: NDArray[np.uint8]) -> Tensor:
     -------
     Tensor of float32, shape (N, 3, 32, 32)
     """
+    import torch
+
     mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
     return (torch.from_numpy(np.array(images)).to(torch.float32) / 255 - mean) / std

@@ -30,8 +30,8 @@ from daskcurv.dataset import DIRECTORY, normalise, read_cifar
 from daskcurv.errors import ConfigError, StoreWriteError
 from daskcurv.logs import log_to_file
 from daskcurv.models import ModelSpec
-from daskcurv.pipeline.inputs import LaunchOptions
 from daskcurv.pipeline.launch import launch
+from daskcurv.pipeline.options import LaunchOptions
 from daskcurv.storage import open_results
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ from daskcurv.dataset import normalise
 from daskcurv.errors import DaskcurvError
 from daskcurv.estimators.auto import has_fast_bfloat16
 from daskcurv.estimators.kernels import KERNELS
-from daskcurv.pipeline.inputs import PROPAGATION, Inputs, LaunchOptions, gather, sample_columns
+from daskcurv.pipeline.inputs import PROPAGATION, Inputs, gather, sample_columns
+from daskcurv.pipeline.options import LaunchOptions
 from daskcurv.pipeline.plan import active_samples
 from daskcurv.storage import schema
 

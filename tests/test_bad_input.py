@@ -18,7 +18,8 @@ import torch
 from daskcurv.classes import Schedule
 from daskcurv.cli import main
 from daskcurv.config import EstimatorConfig
-from daskcurv.pipeline.inputs import LaunchOptions, gather, sample_columns
+from daskcurv.pipeline.inputs import gather, sample_columns
+from daskcurv.pipeline.options import LaunchOptions
 from daskcurv.storage import ResultsStore, schema
 from tests.builders import TINY, make_model, write_checkpoints, write_cifar
 from tests.conftest import Project

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from daskcurv.cli.options import flag, verb
-from daskcurv.pipeline.inputs import parse_epochs
+from daskcurv.pipeline.options import parse_epochs
 from daskcurv.storage.export import INACTIVE_CHOICES
 
 log = logging.getLogger(__name__)

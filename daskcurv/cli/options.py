@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from daskcurv.pipeline.inputs import LaunchOptions
+from daskcurv.pipeline.options import LaunchOptions
 
 DEFAULTS = LaunchOptions()
 

@@ -14,7 +14,7 @@ from daskcurv.clusters.options import CLUSTERS, DEVICES, ClusterOptions, cluster
 from daskcurv.config import HEADS, METHODS, PRECISIONS, EstimatorConfig
 from daskcurv.errors import ConfigError
 from daskcurv.logs import log_to_file
-from daskcurv.pipeline.inputs import LaunchOptions
+from daskcurv.pipeline.options import LaunchOptions
 
 log = logging.getLogger(__name__)
 

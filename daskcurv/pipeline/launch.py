@@ -25,9 +25,10 @@ from daskcurv.dataset import prepare
 from daskcurv.errors import ConfigError, DaskcurvError, ExportError
 from daskcurv.files import discard_drafts
 from daskcurv.pipeline.feed import TASKS_PER_WORKER, Done, SetAside, Waiting, feed
-from daskcurv.pipeline.inputs import Inputs, LaunchOptions, gather, sample_columns
+from daskcurv.pipeline.inputs import Inputs, gather, sample_columns
 from daskcurv.pipeline.more_probes import change_places, larger_store, recover, smaller_store
 from daskcurv.pipeline.opening import check_weights, open_existing, ready_store
+from daskcurv.pipeline.options import LaunchOptions
 from daskcurv.pipeline.plan import Plan, active_samples
 from daskcurv.pipeline.progress import Progress
 from daskcurv.pipeline.task import BlockReport, BlockTask, RunContext, score_block

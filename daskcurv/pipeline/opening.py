@@ -11,7 +11,8 @@ from tqdm import tqdm
 import daskcurv
 from daskcurv.checkpoints import Checkpoint, check_all
 from daskcurv.errors import CheckpointError
-from daskcurv.pipeline.inputs import Inputs, LaunchOptions, sample_columns
+from daskcurv.pipeline.inputs import Inputs, sample_columns
+from daskcurv.pipeline.options import LaunchOptions
 from daskcurv.storage import ResultsStore, schema
 from daskcurv.storage.columns import damaged_columns, restore_columns
 from daskcurv.storage.schema import DEFAULT_BLOCK_SIZE

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from daskcurv.classes import class_order_of
-from daskcurv.pipeline.inputs import LaunchOptions, find_class_order
+from daskcurv.pipeline.inputs import find_class_order
+from daskcurv.pipeline.options import LaunchOptions
 
 DOCUMENTED_START = (8, 44, 23, 58, 49, 80, 64, 86, 30, 92, 38, 5, 25, 52, 6, 74, 14, 40, 37, 45)
 """The class order of experiment index 0 as the training run's documentation gives it."""

@@ -91,6 +91,12 @@ def check_positive(**values: int | None) -> None:
             raise ConfigError(f"{name} is {value!r}; expected an integer from 1 to 2**31 - 1")
 
 
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise `ConfigError` naming `name` unless its value is one of `choices`."""
+    if value not in choices:
+        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+
+
 def fingerprint(identity: Mapping[str, Any]) -> str:
     """Return the sha256 (hex) of an identity's canonical JSON."""
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import xarray as xr
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy.stats import binned_statistic, norm, pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
 
-from daskcurv.analysis import auroc, mean_over_active_epochs
+from daskcurv.analysis import (
+    active_epochs,
+    agreement,
+    auroc,
+    auroc_interval,
+    boundary_changes,
+    by_class,
+    by_cohort,
+    by_split,
+    cumulative,
+    forgetting_events,
+    learning_time,
+    mean_over_active_epochs,
+    rank_correlation,
+    threshold_learning_time,
+)
+from daskcurv.errors import ConfigError
 from daskcurv.storage.schema import COMPUTED, INACTIVE, MISSING
 
 
@@ -63,44 +81,252 @@ def test_auroc_of_one_kind_of_sample_is_not_a_number(scores, flagged):
     assert math.isnan(auroc(scores, flagged))
 
 
-def results() -> xr.Dataset:
-    """Return 5 epochs of 4 samples: always active, active late, one epoch missing, never active."""
-    status = np.array(
-        [
-            [COMPUTED, INACTIVE, COMPUTED, INACTIVE],
-            [COMPUTED, INACTIVE, MISSING, INACTIVE],
-            [COMPUTED, INACTIVE, COMPUTED, INACTIVE],
-            [COMPUTED, COMPUTED, COMPUTED, MISSING],
-            [COMPUTED, COMPUTED, COMPUTED, INACTIVE],
-        ],
-        dtype=np.uint8,
-    )
+EPOCHS, SAMPLES, CLASSES = 7, 40, 6
+
+
+def results(seed: int = 0, with_nan: bool = False) -> xr.Dataset:
+    """Classes arrive in twos at epochs 0, 400 and 800; a sample is never active, one is missing."""
+    generator = np.random.default_rng(seed)
+    epoch = 200 * np.arange(EPOCHS)
+    label = generator.integers(0, CLASSES, SAMPLES)
+    position = np.argsort(generator.permutation(CLASSES))[label]
+    first = 400 * (position // 2)
+    first[0] = 10_000
+    status = np.where(first[None, :] <= epoch[:, None], COMPUTED, INACTIVE).astype(np.uint8)
+    status[3, 5] = MISSING
+    shape = status.shape
     # Values where nothing was computed must not matter, whatever they are.
-    curvature = np.random.default_rng(0).uniform(0.1, 10, status.shape).astype(np.float32)
-    prediction = np.arange(status.size, dtype=np.int16).reshape(status.shape)
+    columns = {
+        name: generator.uniform(0.1, 2, shape).astype(np.float32)
+        for name in ("curvature", "loss", "grad_norm")
+    }
+    if with_nan:
+        for values in columns.values():
+            values[4, 7:9] = np.nan
+    columns["prediction"] = np.where(
+        generator.random(shape) < 0.5, label, generator.integers(0, CLASSES, shape)
+    ).astype(np.int16)
     return xr.Dataset(
-        {
-            "status": (("epoch", "sample"), status),
-            "curvature": (("epoch", "sample"), curvature),
-            "prediction": (("epoch", "sample"), prediction),
+        {name: (("epoch", "sample"), values) for name, values in columns.items()}
+        | {"status": (("epoch", "sample"), status)},
+        coords={
+            "epoch": epoch,
+            "sample": np.arange(SAMPLES),
+            "label": ("sample", label),
+            "class_name": ("sample", np.array(list("abcdef"))[label]),
+            "class_position": ("sample", position),
+            "first_epoch_active": ("sample", first),
+            "split": ("sample", generator.integers(0, 2, SAMPLES)),
+            "task": ("epoch", epoch // 400),
         },
-        coords={"epoch": [0, 200, 400, 600, 800], "sample": np.arange(4)},
     )
 
 
-@pytest.mark.parametrize("chunks", [None, {"epoch": 1, "sample": 3}])
-@pytest.mark.parametrize("name", ["curvature", "prediction"])
-def test_mean_is_over_the_epochs_at_which_a_sample_was_computed(name, chunks):
-    dataset = results()
-    expected = []
-    for sample in range(4):
-        column = [
-            float(dataset[name].values[epoch, sample])
-            for epoch in range(5)
-            if dataset["status"].values[epoch, sample] == COMPUTED
-        ]
-        expected.append(sum(column) / len(column) if column else math.nan)
-    mean = mean_over_active_epochs(dataset if chunks is None else dataset.chunk(chunks), name)
-    assert mean.dims == ("sample",)
-    np.testing.assert_allclose(mean.values, expected, rtol=1e-6)
-    assert math.isnan(mean.values[3])
+def active_values(dataset: xr.Dataset, name: str, sample: int) -> list[float]:
+    """The values of a sample at its active epochs, by the definition."""
+    return [
+        float(value)
+        for value, status in zip(
+            dataset[name].values[:, sample], dataset.status.values[:, sample], strict=True
+        )
+        if status == COMPUTED
+    ]
+
+
+def by_definition(
+    dataset: xr.Dataset, name: str, number: Callable[[list[float]], float]
+) -> list[float]:
+    """Apply a function to each sample's values at active epochs; NaN without any, or with NaN."""
+    columns = [active_values(dataset, name, sample) for sample in range(SAMPLES)]
+    return [
+        number(column) if column and not np.isnan(column).any() else math.nan for column in columns
+    ]
+
+
+def shaped(dataset: xr.Dataset, chunks: dict[str, int] | None) -> xr.Dataset:
+    return dataset if chunks is None else dataset.chunk(chunks)
+
+
+@pytest.fixture(params=[None, {"epoch": 2, "sample": 9}], ids=["numpy", "dask"])
+def chunks(request: pytest.FixtureRequest) -> dict[str, int] | None:
+    chosen: dict[str, int] | None = request.param
+    return chosen
+
+
+@pytest.fixture(params=[False, True], ids=["numbers", "with nan"])
+def data(request: pytest.FixtureRequest) -> xr.Dataset:
+    return results(with_nan=request.param)
+
+
+@pytest.mark.parametrize("name", ["curvature", "loss", "grad_norm", "prediction"])
+def test_sums_and_means_are_over_active_epochs(data, chunks, name):
+    found = cumulative(shaped(data, chunks), name)
+    assert found.dims == ("sample",)
+    np.testing.assert_allclose(found, by_definition(data, name, sum), rtol=1e-12)
+    mean = mean_over_active_epochs(shaped(data, chunks), name)
+    np.testing.assert_allclose(mean, by_definition(data, name, np.mean), rtol=1e-12)
+    assert math.isnan(mean.values[0])
+    counts = [len(active_values(data, name, sample)) for sample in range(SAMPLES)]
+    np.testing.assert_array_equal(active_epochs(shaped(data, chunks)), counts)
+
+
+def running_means(values: list[float], power: int) -> list[float]:
+    powers = [value**power for value in values]
+    return [sum(powers[: end + 1]) / (end + 1) for end in range(len(powers))]
+
+
+@pytest.mark.parametrize(("norm", "power"), [("squared", 2), ("plain", 1)])
+def test_learning_time_is_the_part_of_epochs_before_the_running_mean_is_low(
+    data, chunks, norm, power
+):
+    known = [
+        values
+        for sample in range(SAMPLES)
+        if (values := active_values(data, "grad_norm", sample)) and not np.isnan(values).any()
+    ]
+    tau = np.mean([mean for values in known for mean in running_means(values, power)])
+    found = learning_time(shaped(data, chunks), norm)
+    assert found.attrs["tau"] == pytest.approx(tau, rel=1e-12)
+
+    def part(values: list[float]) -> float:
+        return float(np.mean([mean >= tau for mean in running_means(values, power)]))
+
+    np.testing.assert_allclose(found, by_definition(data, "grad_norm", part), atol=1e-12)
+    assert 0 < np.nanmean(found) < 1
+    np.testing.assert_array_equal(np.unique(learning_time(data, norm, tau=1e9))[:1], [0])
+
+
+def test_an_unknown_norm_is_refused():
+    with pytest.raises(ConfigError, match="norm is 'cubed'"):
+        learning_time(results(), "cubed")
+
+
+def test_threshold_learning_time_counts_active_epochs(data, chunks):
+    def first(values: list[float]) -> float:
+        reached = [number for number, value in enumerate(values, 1) if value <= 0.5]
+        return reached[0] if reached else math.nan
+
+    columns = [active_values(data, "loss", sample) for sample in range(SAMPLES)]
+    found = threshold_learning_time(shaped(data, chunks), 0.5)
+    np.testing.assert_array_equal(found, [first(values) for values in columns])
+    assert np.isnan(found).any()
+    assert (found > 1).any()
+
+
+def test_forgetting_is_from_correct_to_wrong_at_epochs_that_follow_each_other(data, chunks):
+    found = forgetting_events(shaped(data, chunks))
+    status, prediction = data.status.values, data.prediction.values
+    for sample in range(SAMPLES):
+        right = prediction[:, sample] == data.label.values[sample]
+        on = status[:, sample] == COMPUTED
+        events = sum(
+            on[epoch] and on[epoch + 1] and right[epoch] and not right[epoch + 1]
+            for epoch in range(EPOCHS - 1)
+        )
+        assert int(found.forgetting_events[sample]) == events
+        assert bool(found.ever_learned[sample]) == (right & on).any()
+    assert found.forgetting_events.sum() > 0
+
+
+def group_mean(data: xr.Dataset, name: str, members: np.ndarray, epoch: int) -> float:
+    on = (data.status.values[epoch] == COMPUTED) & members
+    values = data[name].values[epoch, on].astype(np.float64)
+    return float(values.mean()) if len(values) else math.nan
+
+
+def test_means_by_class_are_in_class_order(data, chunks):
+    found = by_class(shaped(data, chunks), "curvature")
+    assert found.dims == ("class_position", "epoch")
+    assert found.class_position.values.tolist() == list(range(CLASSES))
+    for place in range(CLASSES):
+        members = data.class_position.values == place
+        (label,) = set(data.label.values[members])
+        assert found.label.values[place] == label
+        assert found.class_name.values[place] == "abcdef"[label]
+        expected = [group_mean(data, "curvature", members, epoch) for epoch in range(EPOCHS)]
+        np.testing.assert_allclose(found.sel(class_position=place), expected, rtol=1e-12)
+    assert np.isnan(found).any()
+
+
+def test_means_by_cohort_and_by_split(data, chunks):
+    found = by_cohort(shaped(data, chunks), "loss")
+    assert found.first_epoch_active.values.tolist() == [0, 400, 800, 10_000]
+    for cohort, first in enumerate(found.first_epoch_active.values):
+        members = data.first_epoch_active.values == first
+        expected = [group_mean(data, "loss", members, epoch) for epoch in range(EPOCHS)]
+        np.testing.assert_allclose(found.sel(cohort=cohort), expected, rtol=1e-12)
+    split = by_split(shaped(data, chunks), "loss")
+    for code, name in enumerate(("trained", "held out")):
+        members = data.split.values == code
+        expected = [group_mean(data, "loss", members, epoch) for epoch in range(EPOCHS)]
+        np.testing.assert_allclose(split.sel(split=name), expected, rtol=1e-12)
+
+
+def test_changes_are_from_the_last_epoch_before_a_boundary_to_the_first_after(data, chunks):
+    found = boundary_changes(shaped(data, chunks), "curvature")
+    assert found.boundary.values.tolist() == [400, 800, 1200]
+    assert found.epoch_before.values.tolist() == [200, 600, 1000]
+    means = by_cohort(data, "curvature")
+    for after, before in ((400, 200), (800, 600), (1200, 1000)):
+        np.testing.assert_allclose(
+            found.sel(boundary=after), means.sel(epoch=after) - means.sel(epoch=before)
+        )
+    assert np.isnan(found.sel(cohort=1, boundary=400))
+
+
+def test_rank_correlations_are_scipys():
+    generator = np.random.default_rng(0)
+    columns = generator.integers(0, 9, (3, 50)).astype(float)
+    columns[2] += columns[0]
+    columns[1, 7] = np.nan
+    measures = xr.Dataset({name: ("sample", c) for name, c in zip("abc", columns, strict=True)})
+    found = rank_correlation(measures)
+    kept = np.delete(columns, 7, axis=1)
+    np.testing.assert_allclose(found, spearmanr(kept, axis=1).statistic, atol=1e-12)
+    assert found.attrs["samples"] == 49
+
+
+def test_agreement_is_by_its_definitions():
+    generator = np.random.default_rng(1)
+    right = generator.random(200)
+    left = right + 0.3 * generator.random(200)
+    left[3], right[4] = np.nan, np.nan
+    found = agreement(left, right, top_k=20, bins=5)
+    known = ~np.isnan(left + right)
+    a, b = left[known], right[known]
+    assert found.samples == 198
+    assert found.cosine == pytest.approx(a @ b / np.sqrt((a @ a) * (b @ b)))
+    assert found.pearson == pytest.approx(pearsonr(a, b).statistic)
+    assert found.spearman == pytest.approx(spearmanr(a, b).statistic)
+    assert found.overlap == len({*np.argsort(-a)[:20]} & {*np.argsort(-b)[:20]}) / 20
+    expected = binned_statistic(b, a, bins=np.quantile(b, np.linspace(0, 1, 6))).statistic
+    np.testing.assert_allclose(found.bin_means, expected)
+
+
+def test_scores_that_cannot_be_compared_are_refused():
+    with pytest.raises(ConfigError, match=r"shapes \(3,\) and \(2,\)"):
+        agreement([1, 2, 3], [1, 2])
+    with pytest.raises(ConfigError, match="no sample has both"):
+        agreement([1, np.nan], [np.nan, 1])
+
+
+def test_the_interval_holds_the_true_area_about_as_often_as_it_says():
+    hits = 0
+    for trial in range(200):
+        generator = np.random.default_rng(trial)
+        flagged = np.arange(120) < 30
+        # Of normal scores with means 1 apart, the true area is Φ(1/√2).
+        scores = generator.normal(size=120) + flagged
+        low, high = auroc_interval(scores, flagged, level=0.9, draws=200, seed=trial)
+        hits += low <= norm.cdf(1 / np.sqrt(2)) <= high
+    assert 0.83 <= hits / 200 <= 0.96
+
+
+def test_the_interval_is_keyed_and_holds_the_area():
+    scores, flagged = [0.1, 0.4, 0.4, 0.8, np.nan, 0.5], [False, True, False, True, True, False]
+    low, high = auroc_interval(scores, flagged, seed=3)
+    assert (low, high) == auroc_interval(scores, flagged, seed=3)
+    assert low <= auroc(scores, flagged) <= high
+    assert all(map(math.isnan, auroc_interval([1.0], [True])))
+    with pytest.raises(ConfigError, match="level is 1"):
+        auroc_interval(scores, flagged, level=1)

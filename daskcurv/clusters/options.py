@@ -15,7 +15,7 @@ from typing import Any
 import dask
 import psutil
 
-from daskcurv.config import check_positive
+from daskcurv.config import check_choice, check_positive
 from daskcurv.errors import ConfigError
 
 CLUSTERS = ("local", "slurm", "allocation", "connect")
@@ -90,8 +90,8 @@ class ClusterOptions:
         check_positive(
             workers=self.workers, gpus=self.gpus, nodes=self.nodes, cpus_per_gpu=self.cpus_per_gpu
         )
-        _check_choice("cluster", self.cluster, CLUSTERS)
-        _check_choice("device", self.device, DEVICES)
+        check_choice("cluster", self.cluster, CLUSTERS)
+        check_choice("device", self.device, DEVICES)
         if self.cluster == "connect" and not self.scheduler:
             raise ConfigError(
                 "--cluster connect needs --scheduler: the scheduler's address, such as "
@@ -242,11 +242,6 @@ def _site_value(name: str, value: Any) -> Any:
         # YAML reads 12:00:00 as a number in base 60.
         raise ConfigError(f'{where}; write it in quotes, such as "12:00:00"')
     return str(value)
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
 
 
 def check_interface(name: str | None) -> None:

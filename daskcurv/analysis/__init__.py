@@ -1,0 +1,48 @@
+"""Questions asked of results, as functions on the Dataset of `daskcurv.open_results`.
+
+All of them look at active epochs only: those at which the sample's class is active and the sample
+was computed. They take a Dataset of NumPy arrays or of Dask arrays (``open_results(path,
+chunks={})``, for stores that do not fit into memory) and give arrays of the same kind.
+"""
+
+from __future__ import annotations
+
+from daskcurv.analysis.agreement import (
+    Agreement,
+    agreement,
+    auroc,
+    auroc_interval,
+    rank_correlation,
+)
+from daskcurv.analysis.groups import (
+    boundary_changes,
+    by_class,
+    by_cohort,
+    by_split,
+)
+from daskcurv.analysis.per_sample import (
+    active_epochs,
+    cumulative,
+    forgetting_events,
+    learning_time,
+    mean_over_active_epochs,
+    threshold_learning_time,
+)
+
+__all__ = [
+    "Agreement",
+    "active_epochs",
+    "agreement",
+    "auroc",
+    "auroc_interval",
+    "boundary_changes",
+    "by_class",
+    "by_cohort",
+    "by_split",
+    "cumulative",
+    "forgetting_events",
+    "learning_time",
+    "mean_over_active_epochs",
+    "rank_correlation",
+    "threshold_learning_time",
+]

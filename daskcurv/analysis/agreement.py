@@ -1,0 +1,224 @@
+"""How far numbers for the same samples agree, and how well they find some of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from daskcurv.config import check_positive
+from daskcurv.errors import ConfigError
+
+
+def auroc(scores: ArrayLike, flagged: ArrayLike) -> float:
+    """Return the area under the ROC curve.
+
+    It is the probability that a flagged sample scores higher than one that is not, ties counting
+    half (the Mann-Whitney statistic); 0.5 means the scores say nothing.
+
+    Parameters
+    ----------
+    scores : array_like of float, shape (N,)
+        Samples whose score is NaN are left out.
+    flagged : array_like of bool, shape (N,)
+
+    Returns
+    -------
+    float
+        NaN if all samples or none are flagged.
+    """
+    values, marks = np.asarray(scores, dtype=np.float64), np.asarray(flagged, dtype=bool)
+    known = ~np.isnan(values)
+    values, marks = values[known], marks[known]
+    positives, negatives = int(marks.sum()), int((~marks).sum())
+    if not positives or not negatives:
+        return float("nan")
+    rank_sum = float(_ranks(values)[marks].sum())
+    return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return 1-based ranks, ties sharing their mean."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    mean: NDArray[np.float64] = (last - (counts - 1) / 2)[inverse]
+    return mean
+
+
+def auroc_interval(
+    scores: ArrayLike,
+    flagged: ArrayLike,
+    level: float = 0.95,
+    draws: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return a bootstrap interval for the area under the ROC curve.
+
+    The percentile interval of Efron & Tibshirani, "An Introduction to the Bootstrap" (1993):
+    flagged samples and the others are drawn again with replacement, each on their own.
+
+    Parameters
+    ----------
+    scores : array_like of float, shape (N,)
+        Samples whose score is NaN are left out.
+    flagged : array_like of bool, shape (N,)
+    level : float
+        The part of the draws that lie inside.
+    draws : int
+    seed : int
+
+    Returns
+    -------
+    low, high : float
+        NaN if all samples or none are flagged.
+    """
+    check_positive(draws=draws)
+    if not 0 < level < 1:
+        raise ConfigError(f"level is {level!r}; expected a number between 0 and 1")
+    values, marks = np.asarray(scores, dtype=np.float64), np.asarray(flagged, dtype=bool)
+    ranks = _ranks(values[~np.isnan(values)])
+    marks = marks[~np.isnan(values)]
+    positives, negatives = int(marks.sum()), int((~marks).sum())
+    if not positives or not negatives:
+        return float("nan"), float("nan")
+    # How often each distinct value is drawn is all that counts.
+    levels, inverse = np.unique(ranks, return_inverse=True)
+    shares = [
+        np.bincount(inverse[kind], minlength=len(levels)) / kind.sum() for kind in (marks, ~marks)
+    ]
+    generator = np.random.default_rng(seed)
+    areas = np.empty(draws)
+    for draw in range(draws):
+        above = generator.multinomial(positives, shares[0]) / positives
+        below = generator.multinomial(negatives, shares[1]) / negatives
+        areas[draw] = above @ (np.cumsum(below) - below / 2)
+    low, high = np.quantile(areas, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def rank_correlation(measures: xr.Dataset) -> xr.DataArray:
+    """Return Spearman's rank correlation between all pairs of measures.
+
+    Parameters
+    ----------
+    measures : xarray.Dataset
+        Variables with the dimension ``sample`` alone; samples for which any is NaN are left out.
+
+    Returns
+    -------
+    xarray.DataArray of float64, dimensions ``(measure, other)``
+        The attribute ``samples`` says how many were compared. NaN for a measure that is constant.
+    """
+    names = [str(name) for name in measures.data_vars]
+    columns = np.stack([np.asarray(measures[name], dtype=np.float64) for name in names])
+    columns = columns[:, ~np.isnan(columns).any(axis=0)]
+    ranks = np.stack([_ranks(column) for column in columns])
+    matrix = _correlations(ranks)
+    return xr.DataArray(
+        matrix,
+        dims=("measure", "other"),
+        coords={"measure": names, "other": names},
+        attrs={
+            "long_name": "Spearman rank correlation",
+            "units": "1",
+            "samples": columns.shape[1],
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How two scores of the same samples compare.
+
+    Attributes
+    ----------
+    samples : int
+        Compared; those for which either is NaN are left out.
+    cosine, pearson, spearman : float
+        NaN if either score is constant (the cosine: zero) or there are fewer than two samples.
+    top_k : int
+    overlap : float
+        Part of the `top_k` samples with the largest score that also have the largest other score.
+    bin_edges : ndarray of float64, shape (bins + 1,)
+        Of the other score: quantiles of it.
+    bin_means : ndarray of float64, shape (bins,)
+        Mean score of the samples in each bin; NaN for one that is empty.
+    """
+
+    samples: int
+    cosine: float
+    pearson: float
+    spearman: float
+    top_k: int
+    overlap: float
+    bin_edges: NDArray[np.float64]
+    bin_means: NDArray[np.float64]
+
+
+def agreement(
+    scores: ArrayLike, others: ArrayLike, top_k: int | None = None, bins: int = 10
+) -> Agreement:
+    """Compare scores with others of the same samples, such as published memorization scores.
+
+    Parameters
+    ----------
+    scores, others : array_like of float, shape (N,)
+    top_k : int, optional
+        By default a tenth of the samples, at least one.
+    bins : int
+
+    Returns
+    -------
+    Agreement
+
+    Raises
+    ------
+    ConfigError
+        If they have different lengths, or no sample has both.
+    """
+    left, right = np.asarray(scores, np.float64), np.asarray(others, np.float64)
+    if left.shape != right.shape or left.ndim != 1:
+        raise ConfigError(
+            f"scores have shapes {left.shape} and {right.shape}; expected one value per sample in "
+            "both, in data-set order"
+        )
+    known = ~(np.isnan(left) | np.isnan(right))
+    left, right = left[known], right[known]
+    if not len(left):
+        raise ConfigError("no sample has both scores; expected some that are not NaN in both")
+    top_k = min(len(left), top_k or max(1, len(left) // 10))
+    check_positive(top_k=top_k, bins=bins)
+    edges = np.quantile(right, np.linspace(0, 1, bins + 1))
+    place = np.clip(np.searchsorted(edges, right, side="right") - 1, 0, bins - 1)
+    count = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = np.bincount(place, left, minlength=bins) / count
+        cosine = float(left @ right / (np.linalg.norm(left) * np.linalg.norm(right)))
+    both = {*_largest(left, top_k)} & {*_largest(right, top_k)}
+    return Agreement(
+        samples=len(left),
+        cosine=cosine,
+        pearson=float(_correlations(np.stack([left, right]))[0, 1]),
+        spearman=float(_correlations(np.stack([_ranks(left), _ranks(right)]))[0, 1]),
+        top_k=top_k,
+        overlap=len(both) / top_k,
+        bin_edges=edges,
+        bin_means=means,
+    )
+
+
+def _largest(values: NDArray[np.float64], count: int) -> list[int]:
+    """Return the places of the largest values, of equal ones the first."""
+    places: list[int] = np.argsort(-values, kind="stable")[:count].tolist()
+    return places
+
+
+def _correlations(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return Pearson's correlation of each pair of rows, NaN where one is constant."""
+    centred = rows - rows.mean(axis=1, keepdims=True) if rows.size else rows
+    norms = np.linalg.norm(centred, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        matrix: NDArray[np.float64] = (centred @ centred.T) / np.outer(norms, norms)
+    return matrix

@@ -122,7 +122,7 @@ def learning_time(
     if tau is None:
         tau = float(running.mean())
     learned = (running < tau).sum("epoch")
-    part: xr.DataArray = (1 - learned / active_epochs(dataset)).where(known)
+    part: xr.DataArray = 1 - learned / active_epochs(dataset).where(known)
     return part.assign_attrs(
         long_name=f"part of active epochs before the mean {norm} gradient norm is below tau",
         units="1",

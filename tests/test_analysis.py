@@ -236,22 +236,22 @@ def group_mean(data: xr.Dataset, name: str, members: np.ndarray, epoch: int) -> 
 
 def test_means_by_class_are_in_class_order(data, chunks):
     found = by_class(shaped(data, chunks), "curvature")
-    assert found.dims == ("class_position", "epoch")
-    assert found.class_position.values.tolist() == list(range(CLASSES))
+    assert found.dims == ("position", "epoch")
+    assert found.position.values.tolist() == list(range(CLASSES))
     for place in range(CLASSES):
         members = data.class_position.values == place
         (label,) = set(data.label.values[members])
-        assert found.label.values[place] == label
-        assert found.class_name.values[place] == "abcdef"[label]
+        assert found.class_label.values[place] == label
+        assert found.class_title.values[place] == "abcdef"[label]
         expected = [group_mean(data, "curvature", members, epoch) for epoch in range(EPOCHS)]
-        np.testing.assert_allclose(found.sel(class_position=place), expected, rtol=1e-12)
+        np.testing.assert_allclose(found.sel(position=place), expected, rtol=1e-12)
     assert np.isnan(found).any()
 
 
 def test_means_by_cohort_and_by_split(data, chunks):
     found = by_cohort(shaped(data, chunks), "loss")
-    assert found.first_epoch_active.values.tolist() == [0, 400, 800, 10_000]
-    for cohort, first in enumerate(found.first_epoch_active.values):
+    assert found.active_from.values.tolist() == [0, 400, 800, 10_000]
+    for cohort, first in enumerate(found.active_from.values):
         members = data.first_epoch_active.values == first
         expected = [group_mean(data, "loss", members, epoch) for epoch in range(EPOCHS)]
         np.testing.assert_allclose(found.sel(cohort=cohort), expected, rtol=1e-12)
@@ -259,7 +259,7 @@ def test_means_by_cohort_and_by_split(data, chunks):
     for code, name in enumerate(("trained", "held out")):
         members = data.split.values == code
         expected = [group_mean(data, "loss", members, epoch) for epoch in range(EPOCHS)]
-        np.testing.assert_allclose(split.sel(split=name), expected, rtol=1e-12)
+        np.testing.assert_allclose(split.sel(part=name), expected, rtol=1e-12)
 
 
 def test_changes_are_from_the_last_epoch_before_a_boundary_to_the_first_after(data, chunks):

@@ -85,7 +85,7 @@ def test_the_other_store_commands_of_the_readme_run(demo, monkeypatch):
     monkeypatch.chdir(root)
     lines = [line.split("#")[0] for line in TEXT.splitlines() if line.startswith("daskcurv ")]
     commands = [shlex.split(line)[1:] for line in lines]
-    verbs = ["compact", "verify", "export", "export", "import_npy"]
+    verbs = ["compact", "verify", "analyze", "export", "export", "import_npy"]
     assert [words[0] for words in commands] == verbs
     for words in commands:
         assert main(words) == 0

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from daskcurv.storage import schema
 
-SPLITS = ("trained", "held out")
+PARTS = ("trained", "held out")
 
 
 def by_class(dataset: xr.Dataset, name: str) -> xr.DataArray:
@@ -22,19 +22,21 @@ def by_class(dataset: xr.Dataset, name: str) -> xr.DataArray:
 
     Returns
     -------
-    xarray.DataArray of float64, dimensions ``(class_position, epoch)``
-        In class order, with the coordinates ``label`` and, where it is known, ``class_name``. NaN
-        where the class is not active, or the measure of one of its samples is not a number.
+    xarray.DataArray of float64, dimensions ``(position, epoch)``
+        In class order, with the coordinates ``class_label`` and, where the classes have names,
+        ``class_title``. NaN where the class is not active, or the measure of one of its samples is
+        not a number.
     """
     position = dataset.class_position.values
     known = np.unique(position[position >= 0])
     means = _means(dataset, name, position, known)
-    result = means.rename(group="class_position").assign_coords(class_position=known)
+    result = means.rename(group="position").assign_coords(position=known)
     one_of_each = np.array([np.flatnonzero(position == place)[0] for place in known], dtype=int)
-    for coordinate in ("label", "class_name"):
-        if coordinate in dataset.coords:
-            values = dataset[coordinate].values[one_of_each]
-            result = result.assign_coords({coordinate: ("class_position", values)})
+    # Not by the samples' own names, so that both fit into one Dataset.
+    for own, coordinate in (("label", "class_label"), ("class_name", "class_title")):
+        if own in dataset.coords:
+            values = dataset[own].values[one_of_each]
+            result = result.assign_coords({coordinate: ("position", values)})
     return result
 
 
@@ -50,12 +52,13 @@ def by_cohort(dataset: xr.Dataset, name: str) -> xr.DataArray:
     Returns
     -------
     xarray.DataArray of float64, dimensions ``(cohort, epoch)``
-        Cohorts are numbered from 0, in the order of ``first_epoch_active``, which is a coordinate.
+        Cohorts are numbered from 0, in the order of their first active epoch, the coordinate
+        ``active_from``.
     """
     first = dataset.first_epoch_active.values
     starts = np.unique(first[first >= 0])
     means = _means(dataset, name, first, starts).rename(group="cohort")
-    return means.assign_coords(cohort=np.arange(len(starts)), first_epoch_active=("cohort", starts))
+    return means.assign_coords(cohort=np.arange(len(starts)), active_from=("cohort", starts))
 
 
 def by_split(dataset: xr.Dataset, name: str) -> xr.DataArray:
@@ -69,11 +72,11 @@ def by_split(dataset: xr.Dataset, name: str) -> xr.DataArray:
 
     Returns
     -------
-    xarray.DataArray of float64, dimensions ``(split, epoch)``
-        The splits are ``"trained"`` and ``"held out"``; NaN where one has no active sample.
+    xarray.DataArray of float64, dimensions ``(part, epoch)``
+        The parts are ``"trained"`` and ``"held out"``; NaN where one has no active sample.
     """
-    means = _means(dataset, name, dataset.split.values, np.arange(len(SPLITS)))
-    return means.rename(group="split").assign_coords(split=list(SPLITS))
+    means = _means(dataset, name, dataset.split.values, np.arange(len(PARTS)))
+    return means.rename(group="part").assign_coords(part=list(PARTS))
 
 
 def boundary_changes(dataset: xr.Dataset, name: str) -> xr.DataArray:
@@ -101,7 +104,7 @@ def boundary_changes(dataset: xr.Dataset, name: str) -> xr.DataArray:
         dims=("cohort", "boundary"),
         coords={
             "cohort": means.cohort,
-            "first_epoch_active": means.first_epoch_active,
+            "active_from": means.active_from,
             "boundary": epochs[after],
             "epoch_before": ("boundary", epochs[after - 1]),
         },

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from daskcurv.cli import exchange, runs, stores
+from daskcurv.cli import answers, exchange, runs, stores
 from daskcurv.errors import DaskcurvError
 from daskcurv.logs import log_to_console
 
@@ -89,4 +89,5 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_commands(verbs)
     stores.add_commands(verbs)
     exchange.add_commands(verbs)
+    answers.add_commands(verbs)
     return parser

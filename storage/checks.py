@@ -84,6 +84,14 @@ def checked_epoch(
             found = store.digest(variable, row, block, values[name][slice(*store.bounds(block))])
             if found != digests[block, number]:
                 problems[block].append(f"{name} is not what was written there")
+    inactive = values[schema.STATUS.name] == schema.INACTIVE
+    for variable in schema.MEASURES:
+        column = values[variable.name]
+        filled = np.isnan(column) if column.dtype.kind == "f" else column == variable.fill
+        for block in done:
+            part = slice(*store.bounds(block))
+            if not problems[block] and (inactive & ~filled)[part].any():
+                problems[block].append(f"{variable.name} has values where no sample is active")
     if first_active is not None:
         active = (first_active >= 0) & (first_active <= store.epochs[row])
         right = np.where(active, schema.COMPUTED, schema.INACTIVE) == values[schema.STATUS.name]

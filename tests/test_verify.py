@@ -13,7 +13,15 @@ from daskcurv.storage.columns import discard_column, restore_columns
 from daskcurv.storage.verify import repair, verify
 from tests.conftest import Project
 from tests.damage import KINDS, campaign, contents, same
-from tests.test_store import chunk, epoch_columns, fill_row, finish, make_store, sample_columns
+from tests.test_store import (
+    block_values,
+    chunk,
+    epoch_columns,
+    fill_row,
+    finish,
+    make_store,
+    sample_columns,
+)
 
 
 @pytest.fixture
@@ -40,6 +48,16 @@ def test_a_block_in_the_place_of_another_is_named(store):
     found = verify(store).damage
     assert [damage.where for damage in found] == ["epoch 0 block 1", "epoch 200 block 1"]
     assert {damage.what for damage in found} == {"loss is not what was written there"}
+
+
+def test_values_of_samples_that_are_not_active_are_noticed(store):
+    active = sample_columns()["first_epoch_active"] <= 0
+    values = block_values(store, 0, active=active)
+    values["loss"][:] = 1
+    store.write_block(0, 0, values)
+    (damage,) = verify(store).damage
+    assert damage.where == "epoch 0 block 0"
+    assert damage.what == "loss has values where no sample is active"
 
 
 def test_values_changed_from_outside_are_noticed(store):

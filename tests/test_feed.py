@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import Counter
@@ -174,8 +175,12 @@ def test_a_worker_that_dies_while_it_starts_is_started_anew():
 
 
 def worker_processes() -> set[psutil.Process]:
-    children = psutil.Process().children()
-    return {process for process in children if "spawn_main" in " ".join(process.cmdline())}
+    found = set()
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "spawn_main" in " ".join(process.cmdline()):
+                found.add(process)
+    return found
 
 
 def test_workers_that_never_start_are_given_up(monkeypatch):

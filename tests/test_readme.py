@@ -83,7 +83,8 @@ def test_the_export_command_of_the_readme_runs(demo):
 def test_the_other_store_commands_of_the_readme_run(demo, monkeypatch):
     root, _ = demo
     monkeypatch.chdir(root)
-    lines = [line.split("#")[0] for line in TEXT.splitlines() if line.startswith("daskcurv ")]
+    lines = [line.split("#")[0] for block in blocks("bash") for line in block.splitlines()]
+    lines = [line for line in lines if line.startswith("daskcurv ")]
     commands = [shlex.split(line)[1:] for line in lines]
     verbs = ["compact", "verify", "analyze", "export", "export", "import_npy"]
     assert [words[0] for words in commands] == verbs

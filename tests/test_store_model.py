@@ -236,7 +236,7 @@ class StoreModel(RuleBasedStateMachine):
 # A process with threads is forked; zarr sees to its own.
 TestStoreModel = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")(StoreModel.TestCase)
 TestStoreModel.settings = settings(
-    max_examples=15,
+    max_examples=10,
     stateful_step_count=20,
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # shrinking would take minutes

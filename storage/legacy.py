@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,9 @@ def import_tree(tree_path: Path, path: Path, multiply_by: int = 1) -> ResultsSto
         with whole_directory(path.absolute()) as building:
             building.rmdir()  # in its place comes the store
             store = _create(building, tree, multiply_by)
-            pieces = [
-                (building, tree, files, multiply_by)
-                for start in range(0, len(tree.epochs), _EPOCHS_AT_ONCE)
-                if (files := tree.epochs[start : start + _EPOCHS_AT_ONCE])
-            ]
+            starts = range(0, len(tree.epochs), _EPOCHS_AT_ONCE)
+            parts = [tree.epochs[start : start + _EPOCHS_AT_ONCE] for start in starts]
+            pieces = [(building, replace(tree, epochs=part), multiply_by) for part in parts]
             do_all(_fill, pieces, description="importing", at_once=processes_for(store))
     return ResultsStore.open(path)
 
@@ -142,10 +141,10 @@ def _epoch_columns(epochs: Sequence[EpochFiles]) -> dict[str, list[Any]]:
     }
 
 
-def _fill(path: Path, tree: Tree, epochs: Sequence[EpochFiles], multiply_by: int) -> None:
-    """Write the blocks of some epochs."""
+def _fill(path: Path, tree: Tree, multiply_by: int) -> None:
+    """Write the blocks of a tree's epochs."""
     store = ResultsStore.open(path)
-    for files in epochs:
+    for files in tree.epochs:
         found = read_values(tree, files)
         values: dict[str, NDArray[Any]] = {
             variable.name: np.full(store.num_samples, variable.fill, variable.dtype)

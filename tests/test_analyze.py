@@ -67,6 +67,19 @@ def test_the_command_writes_a_store_and_the_older_files(store, tmp_path, capfd):
     assert "out exists" in capfd.readouterr().err
 
 
+def test_earlier_epochs_can_be_left_out(store, tmp_path, capfd):
+    out = tmp_path / "out"
+    assert main(["analyze", str(store), str(out), "--start_epoch", "150"]) == 0
+    data = open_results(store).sel(epoch=[200, 300])
+    written = xr.open_zarr(out / "analysis.zarr").load()
+    xr.testing.assert_allclose(written.csl, analysis.cumulative(data, "loss"))
+    metrics = json.loads((out / f"metrics_{NAME}.json").read_text())
+    assert metrics["kept_epochs"] == [200, 300]
+    assert main(["analyze", str(store), str(tmp_path / "no"), "--start_epoch", "301"]) == 2
+    assert "--start_epoch 301 leaves no epoch: the last of" in capfd.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
 def test_flags_and_scores_are_held_against_the_results(store, tmp_path, capfd):
     np.save(tmp_path / "flagged.npy", np.array([1, 4, 6]))
     (tmp_path / "scores.csv").write_text(

@@ -21,6 +21,13 @@ def _add_analyze(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", type=Path, help="results store, finished")
     parser.add_argument("out", type=Path, help="directory to write; must not exist")
     parser.add_argument(
+        "--start_epoch",
+        type=int,
+        default=0,
+        metavar="E",
+        help="leave out earlier epochs; 1 if epoch 0 holds untrained weights (default: 0)",
+    )
+    parser.add_argument(
         "--flagged",
         type=Path,
         metavar="FILE",
@@ -42,6 +49,12 @@ def _analyze(args: argparse.Namespace) -> int:
     if args.out.exists():
         raise ExportError(f"{args.out} exists; name another directory, or move it away")
     dataset = open_results(args.store, incomplete="raise", chunks={})
+    last = int(dataset.epoch[-1])
+    if args.start_epoch > last:
+        raise ExportError(
+            f"--start_epoch {args.start_epoch} leaves no epoch: the last of {args.store} is {last}"
+        )
+    dataset = dataset.sel(epoch=slice(args.start_epoch, None))
     count = dataset.sizes["sample"]
     flagged = None if args.flagged is None else read_flags(args.flagged, count)
     scores = None if args.compare is None else read_scores(args.compare, count)

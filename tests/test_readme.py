@@ -97,7 +97,7 @@ def test_the_other_store_commands_of_the_readme_run(demo, monkeypatch):
 
 
 def test_the_launch_command_of_the_readme_has_options_that_exist(tmp_path, monkeypatch):
-    (block,) = (block for block in blocks("bash") if "--start_epoch" in block)
+    (block,) = (block for block in blocks("bash") if "--end_epoch" in block)
     words = shlex.split(block.replace("\\\n", " "))
     (data_path,) = (Path(words[i + 1]) for i, word in enumerate(words) if word == "--data_path")
     assert data_path == Path("data/cifar-100-python")

@@ -6,7 +6,7 @@ from tests.crashes import campaign, make_inputs
 
 
 def test_a_run_survives_kills_at_random_instants(tmp_path):
-    tally = campaign(make_inputs(tmp_path), tmp_path, kills=4, seed=1)
+    tally = campaign(make_inputs(tmp_path), tmp_path, kills=6, seed=1)
     assert tally.problems == []
-    assert sum(tally.kills.values()) == 4
+    assert sum(tally.kills.values()) == 6
     assert tally.completed_runs >= 1

@@ -58,6 +58,12 @@ def salloc(project: Project, brake: Brake) -> subprocess.Popen[str]:
     )
 
 
+def registrations(project: Project) -> int:
+    """How often a worker of the allocation has joined the launcher."""
+    logs = (project.root / "log").glob("*_worker_*.out")
+    return sum(path.read_text().count("Registered to:") for path in logs)
+
+
 def finish(process: subprocess.Popen[str]) -> str:
     try:
         output, _ = process.communicate(timeout=300)
@@ -69,11 +75,12 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def test_an_allocation_of_two_nodes_gives_the_same_results(project, slurm, reference):
-    brake = Brake(project, 30)
+    brake = Brake(project, 60)
     process = salloc(project, brake)
     wait_for_blocks(project, process, 2)
     brake.on()
     (job,) = slurm.jobs("RUNNING")
+    wait_for(lambda: registrations(project) == 2, 60)
     before = finished_blocks(project)
     workers = [p for p in psutil.process_iter() if is_worker_of(p, [job], slurm)]
     assert len(workers) == 2
@@ -82,6 +89,8 @@ def test_an_allocation_of_two_nodes_gives_the_same_results(project, slurm, refer
     assert nanny is not None
     for victim in (nanny, workers[0]):
         victim.kill()
+    # Before then, the other worker could do all that is left.
+    wait_for(lambda: registrations(project) == 3, 60)
     brake.off()
     output = finish(process)
     assert process.returncode == 0, output

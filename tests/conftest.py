@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -156,8 +157,15 @@ def enlarge(directory: Path) -> None:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The demo, run once for the whole session: its working directory and what it printed."""
-    project = Project(tmp_path_factory.mktemp("demo"))
-    run = project.run("launch", "--demo", "demo")
-    assert run.returncode == 0, run.stdout
-    return project.root, run.stdout
+    """The demo, run once for all test processes: its working directory and what it printed."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    root, printed = shared / "demo", shared / "demo.txt"
+    with (shared / "demo.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not printed.exists():
+            root.mkdir()
+            run = Project(root).run("launch", "--demo", "demo")
+            assert run.returncode == 0, run.stdout
+            printed.write_text(run.stdout)
+    return root, printed.read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -154,3 +155,27 @@ def held_out_split(labels: NDArray[np.int64], per_class: int) -> NDArray[np.uint
     for label in np.unique(labels):
         split[np.flatnonzero(labels == label)[:per_class]] = VALIDATION
     return split
+
+
+def active_samples(
+    first_epoch_active: NDArray[np.int64], epochs: Sequence[int], block_size: int
+) -> NDArray[np.int64]:
+    """Count the active samples of each block.
+
+    Parameters
+    ----------
+    first_epoch_active : ndarray of int, shape (N,)
+    epochs : sequence of int
+    block_size : int
+
+    Returns
+    -------
+    ndarray of int64, shape (epochs, blocks)
+    """
+    starts = np.arange(0, len(first_epoch_active), block_size)
+    # The active set only changes at a few epochs; count once for each distinct set.
+    changes = np.unique(first_epoch_active)
+    counts = [np.zeros(len(starts), np.int64)]
+    for change in changes:
+        counts.append(np.add.reduceat(first_epoch_active <= change, starts, dtype=np.int64))
+    return np.stack(counts)[np.searchsorted(changes, epochs, side="right")]

@@ -13,12 +13,12 @@ import shutil
 import subprocess
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from daskcurv.checkpoints import check_all, read_state_dict
+from daskcurv.classes import active_samples
 from daskcurv.clusters.local import available_cores, visible_gpus
 from daskcurv.comparison import compare
 from daskcurv.config import EstimatorConfig
@@ -26,9 +26,9 @@ from daskcurv.dataset import normalise
 from daskcurv.errors import DaskcurvError
 from daskcurv.estimators.auto import has_fast_bfloat16
 from daskcurv.estimators.kernels import KERNELS
+from daskcurv.pipeline.estimate import EXPORTED_BYTES, existing
 from daskcurv.pipeline.inputs import PROPAGATION, Inputs, gather, sample_columns
 from daskcurv.pipeline.options import LaunchOptions
-from daskcurv.pipeline.plan import active_samples
 from daskcurv.storage import schema
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,6 @@ _PACKAGES = ("daskcurv", "torch", "torchvision", "dask", "distributed", "zarr", 
 _SLURM = ("sbatch", "squeue", "scancel", "srun")
 _FILES_READ = 25
 _SAMPLES = 8
-_EXPORTED_BYTES = 4 + 4 + 8
 
 
 class _Report:
@@ -185,23 +184,19 @@ def _spread(items: list[int], most: int) -> list[int]:
 
 def _disk(report: _Report, options: LaunchOptions, inputs: Inputs | None) -> None:
     report.section("disk")
-    place = _existing(options.store.absolute())
+    place = existing(options.store.absolute())
     free = shutil.disk_usage(place).free
     if inputs is None:
         report.ok(f"{free / 2**30:.1f} GiB free at {place}")
         return
     per_sample = sum(np.dtype(v.dtype).itemsize for v in (*schema.MEASURES, schema.STATUS))
-    per_sample += _EXPORTED_BYTES if options.export else 0
+    per_sample += EXPORTED_BYTES if options.export else 0
     needed = len(inputs.checkpoints) * len(inputs.dataset) * per_sample
     text = f"{needed / 2**30:.2f} GiB at most needed for {options.store}, {free / 2**30:.1f} free"
     if needed > free:
         report.fail(f"{text}; choose another --store")
     else:
         report.ok(text)
-
-
-def _existing(path: Path) -> Path:
-    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def _methods(report: _Report, options: LaunchOptions, inputs: Inputs, device: torch.device) -> None:

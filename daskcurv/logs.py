@@ -85,6 +85,14 @@ def log_to_file(directory: Path = LOG_DIR) -> Path:
     return path
 
 
+def log_file() -> Path | None:
+    """Return the file that messages go to, if they go to one."""
+    for handler in _PACKAGE.handlers:
+        if isinstance(handler, logging.FileHandler):
+            return Path(handler.baseFilename)
+    return None
+
+
 def _is_stderr(path: Path) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(2))

@@ -14,7 +14,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,22 @@ def launcher_lock(store: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
+def holder(store: Path) -> dict[str, Any] | None:
+    """Return who holds the lock of a store (``host``, ``pid``, ``since``), if they are alive.
+
+    Writes nothing. For an owner elsewhere, this machine's clock has to be right within minutes.
+    """
+    path = beside(store, ".lock")
+    owner = _read(path)
+    if owner is None:
+        return None
+    try:
+        age = time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return None
+    return owner if _alive(owner, lambda: age) else None
+
+
 def beside(store: Path, suffix: str) -> Path:
     """Return the path of something that belongs to a store and lies next to it."""
     place = store.absolute()
@@ -90,7 +106,7 @@ def _linked(draft: Path, path: Path) -> bool:
 def _take_over_if_stale(path: Path) -> None:
     """Remove a dead launcher's lock, or raise `StoreError` if its owner lives."""
     owner = _read(path)
-    if owner is not None and _alive(path, owner):
+    if owner is not None and _alive(owner, lambda: _age(path)):
         raise StoreError(
             f"another launcher is working on this store: process {owner.get('pid')} on "
             f"{owner.get('host')}, since {owner.get('since')}. Wait for it or stop it; if it is "
@@ -110,13 +126,13 @@ def _take_over_if_stale(path: Path) -> None:
         log.warning("took over the lock of a launcher that is gone (%s)", who)
 
 
-def _alive(path: Path, owner: dict[str, Any]) -> bool:
+def _alive(owner: dict[str, Any], age: Callable[[], float]) -> bool:
     if owner.get("job") and owner["job"] == _JOB and owner.get("start") != _START:
         # SLURM has put that launcher's job back into the queue, and this is its next start.
         return False
     if owner.get("host") == socket.gethostname() and _started(os.getpid()) and owner.get("started"):
         return bool(_started(owner.get("pid")) == owner["started"])
-    return _age(path) < _STALE_SECONDS
+    return age() < _STALE_SECONDS
 
 
 def _started(pid: Any) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 def add_commands(verbs: Any) -> None:
     """Add the commands to the program's parser."""
     _add_launch(verb(verbs, "launch", _launch, "compute curvature into a results store"))
+    _add_plan(verb(verbs, "plan", _plan, "check the inputs, and say what a launch would take"))
     _add_verify(
         verb(
             verbs,
@@ -43,7 +45,12 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="make a small data set of real images and train on it in DIR, then run on that",
     )
+    run = _add_job(parser)
+    flag(run, "dry_run", "check the inputs and say what would be computed, as daskcurv plan does")
 
+
+def _add_job(parser: argparse.ArgumentParser) -> Any:
+    """Add what a launch can be asked for; returns the group of how it runs."""
     what = parser.add_argument_group("what to compute")
     option(what, "epochs", str, "comma-separated epochs, or all: every checkpoint found")
     option(what, "start_epoch", int, "first epoch")
@@ -62,8 +69,18 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("running")
     option(run, "batch_size", int, "samples per forward pass (default: measured on GPUs, else 32)")
     option(run, "block_size", int, "samples per block of a new store (default: 5000)")
-    flag(run, "dry_run", "check the inputs and say what would be computed")
     _add_cluster(parser)
+    return run
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rate",
+        type=float,
+        metavar="R",
+        help="samples per second of one worker (default: what the store has on record)",
+    )
+    _add_job(parser)
 
 
 def _add_cluster(parser: argparse.ArgumentParser) -> None:
@@ -209,15 +226,31 @@ def _launch(args: argparse.Namespace) -> int:
         from daskcurv.demo import run_demo
 
         return run_demo(args.demo, workers=given.get("workers"))
-    if "epochs" in given and (clash := {"start_epoch", "end_epoch", "step"} & given.keys()):
-        raise ConfigError(
-            f"--epochs and --{min(clash)} both say which epochs to compute; give one of them"
-        )
-    options = _options(args)
+    options = _job(args)
     if "print_job_script" in given or "submit" in given:
         return _print_or_submit(options, args)
     log.info("log file %s", log_to_file())
     return launch(options).exit_code
+
+
+def _job(args: argparse.Namespace) -> LaunchOptions:
+    given = vars(args)
+    if "epochs" in given and (clash := {"start_epoch", "end_epoch", "step"} & given.keys()):
+        raise ConfigError(
+            f"--epochs and --{min(clash)} both say which epochs to compute; give one of them"
+        )
+    return _options(args)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from daskcurv.pipeline.estimate import dry_run
+    from daskcurv.pipeline.inputs import gather
+
+    if args.rate is not None and not 0 < args.rate < math.inf:
+        raise ConfigError(f"rate is {args.rate}; expected samples per second, more than 0")
+    options = _job(args)
+    dry_run(options, gather(options), args.rate)
+    return 0
 
 
 def _print_or_submit(options: LaunchOptions, args: argparse.Namespace) -> int:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import statistics
+import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,14 @@ from daskcurv.errors import ConfigError
 log = logging.getLogger(__name__)
 
 _SHOWN = 20
+WATCH_SECONDS = 2.0
 
 
 def add_commands(verbs: Any) -> None:
     """Add the commands to the program's parser."""
     _add_verify(verb(verbs, "verify", _verify, "check everything that a results store holds"))
     _add_compact(verb(verbs, "compact", _compact, "write a finished store anew, for reading"))
+    _add_status(verb(verbs, "status", _status, "say how far a run is, while it lasts or after it"))
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
@@ -126,3 +131,27 @@ def _compact(args: argparse.Namespace) -> int:
 
     compact(ResultsStore.open(args.store), args.out)
     return 0
+
+
+def _add_status(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", type=Path, help="results store")
+    flag(parser, "watch", "say it again every few seconds until the run ends")
+    flag(parser, "json", "print JSON, with --watch an object on each line")
+
+
+def _status(args: argparse.Namespace) -> int:
+    from daskcurv.status import describe, read_status
+
+    watch, as_json = "watch" in args, "json" in args
+    while True:
+        status = read_status(args.store)
+        alive = status["run"] is not None and status["run"]["state"] == "running"
+        if as_json:
+            print(json.dumps(status, indent=None if watch else 2), flush=True)
+        else:
+            if watch and sys.stdout.isatty():
+                print("\x1b[H\x1b[2J", end="")
+            print(describe(status), flush=True)
+        if not (watch and alive):
+            return 0
+        time.sleep(WATCH_SECONDS)

@@ -24,11 +24,7 @@ from distributed import Client, Scheduler
 from distributed.deploy.spec import SpecCluster
 
 from daskcurv.clusters import slurm_commands
-from daskcurv.clusters.base import (
-    say_where_the_dashboard_is,
-    scheduler_settings,
-    worker_names,
-)
+from daskcurv.clusters.base import scheduler_settings, way_to_dashboard, worker_names
 from daskcurv.clusters.fleet import HESITATE_SECONDS, End, Fleet, ending_of
 from daskcurv.clusters.job_script import DEATH_TIMEOUT_SECONDS
 from daskcurv.clusters.options import ClusterOptions, check_interface
@@ -112,7 +108,6 @@ def allocation_cluster(options: ClusterOptions, directory: Path) -> Iterator[Ste
             SpecCluster(workers={}, scheduler=scheduler, security=security, silence_logs=50)
         )
         client = stack.enter_context(Client(cluster, security=security))
-        say_where_the_dashboard_is(cluster.dashboard_link)
         options_of_worker = ["--death-timeout", str(DEATH_TIMEOUT_SECONDS)]
         if security:
             tls = security.get_tls_config_for_role("worker")
@@ -127,6 +122,7 @@ def allocation_cluster(options: ClusterOptions, directory: Path) -> Iterator[Ste
             *options_of_worker,
         ]
         steps = Steps(client, slots, command)
+        steps.dashboard = way_to_dashboard(cluster.dashboard_link)
         log.info(
             "%d workers on %d nodes of allocation %s; their logs are %s",
             len(slots),
@@ -148,6 +144,8 @@ class Steps:
     arguments : list of str
         Of `daskcurv.clusters.worker`, but for slot and name.
     """
+
+    dashboard = ""
 
     def __init__(self, client: Client, slots: list[Slot], arguments: list[str]):
         self.client = client

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from typing import Any, Protocol
 
 from distributed import Client
-
-log = logging.getLogger(__name__)
 
 
 def scheduler_settings(allowed_failures: int) -> dict[str, Any]:
@@ -35,9 +32,12 @@ class Cluster(Protocol):
     Attributes
     ----------
     client : distributed.Client
+    dashboard : str
+        How to look at Dask's dashboard, empty if there is none.
     """
 
     client: Client
+    dashboard: str
 
     def tend(self) -> str:
         """Look after the workers; called about once a second.
@@ -57,14 +57,11 @@ class Cluster(Protocol):
         """Note that some worker finished a block."""
 
 
-def say_where_the_dashboard_is(link: str) -> None:
-    """Log how to look at a dashboard that only this host can reach."""
+def way_to_dashboard(link: str) -> str:
+    """Return how to look at a dashboard that only this host can reach."""
     port = link.rsplit(":", 1)[1].split("/")[0]
-    host = socket.gethostname()
-    log.info(
-        "dashboard: ssh -L %s:127.0.0.1:%s %s, then http://127.0.0.1:%s/status",
-        port, port, host, port,
-    )  # fmt: skip
+    tunnel = f"ssh -L {port}:127.0.0.1:{port} {socket.gethostname()}"
+    return f"{tunnel}, then http://127.0.0.1:{port}/status"
 
 
 def worker_names(client: Client) -> list[str]:

@@ -24,6 +24,8 @@ CONNECT_SECONDS = 15
 class ForeignWorkers:
     """Workers that are not ours to start or stop; a `daskcurv.clusters.base.Cluster`."""
 
+    dashboard = ""
+
     def __init__(self, client: Client):
         self.client = client
 

@@ -34,6 +34,8 @@ FAILED_STARTS = 5
 class LocalWorkers:
     """Worker processes on this machine; a `daskcurv.clusters.base.Cluster`."""
 
+    dashboard = ""
+
     def __init__(self, client: Client, cluster: SpecCluster):
         self.client = client
         self._cluster = cluster

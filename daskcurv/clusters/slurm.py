@@ -24,11 +24,7 @@ from distributed import Client
 from distributed.core import Status
 
 from daskcurv.clusters import slurm_commands
-from daskcurv.clusters.base import (
-    say_where_the_dashboard_is,
-    scheduler_settings,
-    worker_names,
-)
+from daskcurv.clusters.base import scheduler_settings, way_to_dashboard, worker_names
 from daskcurv.clusters.fleet import HESITATE_SECONDS, End, Fleet
 from daskcurv.clusters.job_script import job_settings, start_cluster, worker_log
 from daskcurv.clusters.options import ClusterOptions, check_interface
@@ -81,7 +77,6 @@ def slurm_cluster(options: ClusterOptions, directory: Path) -> Iterator[SlurmFle
         stack.enter_context(dask.config.set(scheduler_settings(ALLOWED_FAILURES)))
         cluster = stack.enter_context(start_cluster(options, name, security))
         client = stack.enter_context(Client(cluster, security=security))
-        say_where_the_dashboard_is(cluster.dashboard_link)
         log.info(
             "holding %d SLURM job%s named %s; logs of workers: %s",
             options.gpus,
@@ -90,6 +85,7 @@ def slurm_cluster(options: ClusterOptions, directory: Path) -> Iterator[SlurmFle
             worker_log("*"),
         )
         fleet = SlurmFleet(cluster, client, options, name)
+        fleet.dashboard = way_to_dashboard(cluster.dashboard_link)
         stack.callback(fleet.close)
         yield fleet
 
@@ -105,6 +101,8 @@ class SlurmFleet:
     name : str
         Name of the jobs.
     """
+
+    dashboard = ""
 
     def __init__(self, cluster: Any, client: Client, options: ClusterOptions, name: str):
         self.client = client

@@ -52,9 +52,18 @@ class SetAside(Generic[Task]):
 
 @dataclass(frozen=True)
 class Waiting:
-    """Some time has passed; `workers` says how they are."""
+    """Some time has passed.
+
+    Attributes
+    ----------
+    workers : str
+        How they are.
+    running : int
+        Tasks that they are at.
+    """
 
     workers: str
+    running: int
 
 
 @dataclass(frozen=True)
@@ -133,8 +142,10 @@ def feed(
 
     while True:
         if time.monotonic() - tended >= POLL_SECONDS:
-            window = TASKS_PER_WORKER * max(1, _count_workers(client))
-            yield Waiting(cluster.tend())
+            workers = _count_workers(client)
+            window = TASKS_PER_WORKER * max(1, workers)
+            # A worker is given one at a time; the others wait at the scheduler.
+            yield Waiting(cluster.tend(), running=min(len(running), workers))
             tended = time.monotonic()
         while len(running) < window and (task := next_task()) is not None:
             # Keys are left to Dask but never shared: a retried task is a new one.

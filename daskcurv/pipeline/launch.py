@@ -16,26 +16,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
-
-from daskcurv.checkpoints import Checkpoint
 from daskcurv.clusters import open_cluster
 from daskcurv.clusters.slurm_commands import seconds_left
 from daskcurv.dataset import prepare
 from daskcurv.errors import ConfigError, DaskcurvError, ExportError
 from daskcurv.files import discard_drafts
+from daskcurv.pipeline.estimate import dry_run
 from daskcurv.pipeline.feed import TASKS_PER_WORKER, Done, SetAside, Waiting, feed
-from daskcurv.pipeline.inputs import Inputs, gather, sample_columns
+from daskcurv.pipeline.inputs import Inputs, gather
 from daskcurv.pipeline.more_probes import change_places, larger_store, recover, smaller_store
-from daskcurv.pipeline.opening import check_weights, open_existing, ready_store
+from daskcurv.pipeline.opening import ready_store
 from daskcurv.pipeline.options import LaunchOptions
-from daskcurv.pipeline.plan import Plan, active_samples
+from daskcurv.pipeline.plan import Plan, make_plan
 from daskcurv.pipeline.progress import Progress
 from daskcurv.pipeline.task import BlockReport, BlockTask, RunContext, score_block
+from daskcurv.run_record import RunRecord, recording
 from daskcurv.storage import ResultsStore, export_epoch, launcher_lock
 from daskcurv.storage.export import is_exported
 from daskcurv.storage.lock import beside
-from daskcurv.storage.schema import DEFAULT_BLOCK_SIZE
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +65,13 @@ class Outcome:
         """0 all done; 3 out of time; 1 some blocks were set aside."""
         return 3 if self.left else int(self.set_aside > 0)
 
+    @property
+    def state(self) -> str:
+        """The same in words."""
+        return {0: "finished", 1: "finished, but for blocks that failed", 3: "out of time"}[
+            self.exit_code
+        ]
+
 
 def launch(options: LaunchOptions) -> Outcome:
     """Compute what is missing and export what is finished.
@@ -87,41 +92,34 @@ def launch(options: LaunchOptions) -> Outcome:
     """
     inputs = gather(options)
     if options.dry_run:
-        _dry_run(options, inputs)
+        dry_run(options, inputs)
         return Outcome()
-    with launcher_lock(options.store):
+    with launcher_lock(options.store), recording(options.store) as record:
         discard_drafts(options.store)
         recover(options.store)
         base = smaller_store(options.store, inputs.identity)
         if base is None:
-            return _run(options, inputs)
-        path = larger_store(base, options.estimator.n_probes, inputs.checkpoints)
-        outcome = _run(replace(options, store=path), inputs, base)
-        if not outcome.exit_code:
-            change_places(options.store, path)
+            outcome = _run(options, inputs, record)
+        else:
+            path = larger_store(base, options.estimator.n_probes, inputs.checkpoints)
+            outcome = _run(replace(options, store=path), inputs, record, base)
+            if not outcome.exit_code:
+                change_places(options.store, path)
+        record.update(state=outcome.state)
         return outcome
 
 
-def _dry_run(options: LaunchOptions, inputs: Inputs) -> None:
-    if base := smaller_store(options.store, inputs.identity):
-        options = replace(
-            options, store=larger_store(base, options.estimator.n_probes, inputs.checkpoints)
-        )
-    store = open_existing(options, inputs)
-    checkpoints = check_weights(inputs, store)
-    plan = _plan(options, inputs, checkpoints, store)
-    log.info("store %s: %s", options.store, "exists" if store else "would be created")
-    log.info("%s", plan.summary())
-
-
-def _run(options: LaunchOptions, inputs: Inputs, base: ResultsStore | None = None) -> Outcome:
+def _run(
+    options: LaunchOptions, inputs: Inputs, record: RunRecord, base: ResultsStore | None = None
+) -> Outcome:
     """Fill a store; `base` is one from which it takes the probes that are there."""
     store, checkpoints = ready_store(options, inputs, base)
-    plan = _plan(options, inputs, checkpoints, store)
+    plan = make_plan(options, inputs, checkpoints, store)
     log.info("store %s: %s", store.path, plan.summary())
     epochs = [checkpoint.epoch for checkpoint in checkpoints]
     unexported = _unexported(options, store, epochs, base)
-    run = _Run(options, store, plan)
+    record.update(store=str(store.path.absolute()))
+    run = _Run(options, store, plan, record)
     run.finish_epochs(epochs, export=unexported)
     if plan.missing.any():
         context = RunContext(
@@ -146,8 +144,9 @@ def _run(options: LaunchOptions, inputs: Inputs, base: ResultsStore | None = Non
 class _Run:
     """The changing part of a run: what finished, what failed, time spent."""
 
-    def __init__(self, options: LaunchOptions, store: ResultsStore, plan: Plan):
+    def __init__(self, options: LaunchOptions, store: ResultsStore, plan: Plan, record: RunRecord):
         self._options = options
+        self._record = record
         self._store = store
         self._plan = plan
         self._left = {
@@ -180,12 +179,17 @@ class _Run:
                 open_cluster(self._options.cluster, beside(context.store, ".cluster")) as cluster,
                 Progress(*todo, samples) as progress,
             ):
+                if cluster.dashboard:
+                    log.info("dashboard: %s", cluster.dashboard)
+                self._record.update(cluster=self._options.cluster.cluster)
+                self._record.update(dashboard=cluster.dashboard)
                 score = partial(score_block, context)
                 try:
                     tasks = self._plan.tasks()
                     for event in feed(cluster, score, tasks, self._has_time, self._can_wait):
                         self._handle(event, progress)
                 finally:
+                    self._record.update(running=0, **progress.state())
                     log.info("%s", progress.line())
         finally:
             self._account()
@@ -197,7 +201,7 @@ class _Run:
     ) -> None:
         match event:
             case Done(task, report):
-                self._record(task, report)
+                self._note(task, report)
                 progress.block_done(task.samples)
                 self._left[task.epoch] -= 1
                 if self._left[task.epoch] == 0:
@@ -205,14 +209,19 @@ class _Run:
                     progress.epoch_done()
             case SetAside(task, reason):
                 self._set_aside.append(event)
+                self._record.failed(str(task), reason)
                 log.error("set aside: %s: %s", task, reason)
                 if not self._computed and len(self._set_aside) >= HOPELESS:
                     raise DaskcurvError(
                         f"the first {HOPELESS} blocks all failed, the last with: {reason}. Nothing "
                         "was computed; the log has details"
                     )
-            case Waiting(workers):
+            case Waiting(workers, running):
                 progress.tick(workers)
+                self._record.update(running=running)
+        if self._record.due:
+            self._record.update(**progress.state())
+            self._record.write()
         if time.monotonic() - self._accounted > ACCOUNT_SECONDS:
             self._account()
 
@@ -224,13 +233,14 @@ class _Run:
     def _can_wait(self) -> bool:
         return time.monotonic() + LAST_SECONDS < self._deadline
 
-    def _record(self, task: BlockTask, report: BlockReport) -> None:
+    def _note(self, task: BlockTask, report: BlockReport) -> None:
         self._computed += 1
         self._longest = max(self._longest, report.seconds)
         self._seconds[task.row] += report.seconds
         self._workers[task.row].add(report.worker)
         self._methods[task.row] |= {report.method} - {""}
         self._unaccounted.add(task.row)
+        self._record.block_done(report.worker, report.device, str(task), report.seconds)
         log.debug("%s %s", task, report)
 
     def _account(self) -> None:
@@ -291,27 +301,6 @@ def _deadline() -> float:
     job = os.environ.get("SLURM_JOB_ID")
     left = seconds_left(job) if job else None
     return math.inf if left is None else time.monotonic() + left
-
-
-def _plan(
-    options: LaunchOptions,
-    inputs: Inputs,
-    checkpoints: list[Checkpoint],
-    store: ResultsStore | None,
-) -> Plan:
-    """Plan the work; epochs that the store lacks are planned as if it had them."""
-    num_samples = len(inputs.dataset)
-    block_size = store.block_size if store else options.block_size or DEFAULT_BLOCK_SIZE
-    block_size = min(block_size, num_samples)
-    rows = dict(store.rows) if store else {}
-    for checkpoint in checkpoints:
-        rows.setdefault(checkpoint.epoch, len(rows))
-    done = np.zeros((len(rows), -(-num_samples // block_size)), dtype=bool)
-    if store:
-        done[: len(store.rows)] = store.done_blocks()
-    first_active = np.asarray(sample_columns(inputs, options)["first_epoch_active"], np.int64)
-    epochs = [checkpoint.epoch for checkpoint in checkpoints]
-    return Plan(checkpoints, rows, done, active_samples(first_active, epochs, block_size))
 
 
 def _unexported(

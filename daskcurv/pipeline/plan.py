@@ -11,7 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskcurv.checkpoints import Checkpoint
+from daskcurv.classes import active_samples
+from daskcurv.pipeline.inputs import Inputs, sample_columns
+from daskcurv.pipeline.options import LaunchOptions
 from daskcurv.pipeline.task import BlockTask
+from daskcurv.storage import ResultsStore
+from daskcurv.storage.schema import DEFAULT_BLOCK_SIZE
 
 
 @dataclass(frozen=True)
@@ -69,28 +74,32 @@ class Plan:
         )
 
 
-def active_samples(
-    first_epoch_active: NDArray[np.int64], epochs: Sequence[int], block_size: int
-) -> NDArray[np.int64]:
-    """Count the active samples of each block.
+def make_plan(
+    options: LaunchOptions,
+    inputs: Inputs,
+    checkpoints: list[Checkpoint],
+    store: ResultsStore | None,
+) -> Plan:
+    """Plan the work; epochs that the store lacks are planned as if it had them.
 
     Parameters
     ----------
-    first_epoch_active : ndarray of int, shape (N,)
-    epochs : sequence of int
-    block_size : int
-
-    Returns
-    -------
-    ndarray of int64, shape (epochs, blocks)
+    options : LaunchOptions
+    inputs : Inputs
+    checkpoints : list of Checkpoint
+        One for each epoch asked for, in order.
+    store : ResultsStore or None
+        What is done already.
     """
-    starts = np.arange(0, len(first_epoch_active), block_size)
-    # The active set only changes at a few epochs; count once for each distinct set.
-    changes = np.unique(first_epoch_active)
-    counts = np.stack(
-        [
-            np.add.reduceat(first_epoch_active <= change, starts, dtype=np.int64)
-            for change in changes
-        ]
-    )
-    return counts[np.searchsorted(changes, epochs, side="right") - 1]
+    num_samples = len(inputs.dataset)
+    block_size = store.block_size if store else options.block_size or DEFAULT_BLOCK_SIZE
+    block_size = min(block_size, num_samples)
+    rows = dict(store.rows) if store else {}
+    for checkpoint in checkpoints:
+        rows.setdefault(checkpoint.epoch, len(rows))
+    done = np.zeros((len(rows), -(-num_samples // block_size)), dtype=bool)
+    if store:
+        done[: len(store.rows)] = store.done_blocks()
+    first_active = np.asarray(sample_columns(inputs, options)["first_epoch_active"], np.int64)
+    epochs = [checkpoint.epoch for checkpoint in checkpoints]
+    return Plan(checkpoints, rows, done, active_samples(first_active, epochs, block_size))

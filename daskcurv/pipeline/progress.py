@@ -6,15 +6,18 @@ import logging
 import re
 import sys
 import time
+from collections import deque
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
 LOG_SECONDS = 30.0
+RATE_SECONDS = 600.0
+"""The rate is that of the last minutes: workers come and go."""
 
 
 class Progress:
@@ -30,8 +33,9 @@ class Progress:
         self._totals = epochs, blocks, samples
         self._epochs = self._blocks = self._samples = 0
         self._workers = ""
-        self._started = time.monotonic()
-        self._logged = self._started
+        self._logged = time.monotonic()
+        # When so many samples had been scored.
+        self._history = deque([(self._logged, 0)])
         self._bar = tqdm(
             total=samples,
             unit=" samples",
@@ -56,6 +60,7 @@ class Progress:
         """Count a finished block."""
         self._blocks += 1
         self._samples += samples
+        self._history.append((time.monotonic(), self._samples))
         self._bar.update(samples)
         self.tick()
 
@@ -79,11 +84,35 @@ class Progress:
 
     def line(self) -> str:
         """Return the state as one line: counts, rate, and time left."""
-        elapsed = time.monotonic() - self._started
-        rate = self._samples / elapsed if elapsed else 0.0
-        left = (self._totals[2] - self._samples) / rate if rate else None
+        rate, left = self._rate()
         eta = "unknown" if left is None else str(timedelta(seconds=round(left)))
         return f"{self._counts()}, {rate:.1f} samples/s, {eta} left"
+
+    def state(self) -> dict[str, Any]:
+        """Return the same as JSON-able values."""
+        rate, left = self._rate()
+        done = self._epochs, self._blocks, self._samples
+        names = ("epochs", "blocks", "samples")
+        return {
+            **{
+                name: {"done": count, "of": total}
+                for name, count, total in zip(names, done, self._totals, strict=True)
+            },
+            "samples_per_second": rate,
+            "seconds_left": left,
+            "workers": self._workers,
+        }
+
+    def _rate(self) -> tuple[float, float | None]:
+        """Return samples per second, and the seconds left if that can be said."""
+        now = time.monotonic()
+        while len(self._history) > 1 and self._history[1][0] < now - RATE_SECONDS:
+            self._history.popleft()
+        since, before = self._history[0]
+        elapsed = min(now - since, RATE_SECONDS)
+        rate = (self._samples - before) / elapsed if elapsed else 0.0
+        left = self._totals[2] - self._samples
+        return rate, left / rate if rate else None
 
     def _counts(self) -> str:
         epochs, blocks, _ = self._totals

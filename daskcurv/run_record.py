@@ -1,0 +1,170 @@
+"""What a launch says of itself while it lasts, for ``daskcurv status``.
+
+A small JSON file beside the store, replaced every few seconds. It is an account for people and
+scripts that watch; nothing is ever decided by it, and what is done is asked of the store itself.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from daskcurv.logs import log_file
+from daskcurv.storage.lock import beside
+
+log = logging.getLogger(__name__)
+
+WRITE_SECONDS = 2.0
+SUFFIX = ".run.json"
+
+_MESSAGES_KEPT = 10
+_HEARD_SECONDS = 120.0
+"""Workers that have not finished a block for so long, or three of the longest, are not shown."""
+
+
+class RunRecord:
+    """The account of one launch.
+
+    Parameters
+    ----------
+    store : Path
+    """
+
+    def __init__(self, store: Path):
+        path = log_file()
+        self._path = beside(store, SUFFIX)
+        self._written = -float("inf")
+        self._unwritable = False
+        self.messages = _LastMessages()
+        self._fields: dict[str, Any] = {
+            "state": "running",
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "job": os.environ.get("SLURM_JOB_ID"),
+            "began": now(),
+            "log": None if path is None else str(path.absolute()),
+            "failed": [],
+        }
+        self._workers: dict[str, dict[str, Any]] = {}
+        self._heard: dict[str, float] = {}
+        self._longest = 0.0
+
+    def update(self, **fields: Any) -> None:
+        """Take over JSON-able fields; they are written with the next `write`."""
+        self._fields.update(fields)
+
+    def block_done(self, worker: str, device: str, block: str, seconds: float) -> None:
+        """Note that a worker finished a block, and how long it took."""
+        known = self._workers.get(worker, {"blocks": 0})
+        self._workers[worker] = {
+            "device": device,
+            "blocks": known["blocks"] + 1,
+            "last_block": block,
+            "last_seconds": seconds,
+            "last_time": now(),
+        }
+        self._heard[worker] = time.monotonic()
+        self._longest = max(self._longest, seconds)
+
+    def failed(self, block: str, reason: str) -> None:
+        """Note that a block was set aside."""
+        self._fields["failed"].append({"block": block, "reason": reason})
+
+    @property
+    def due(self) -> bool:
+        """Whether the file is so old that it is time to write it."""
+        return time.monotonic() - self._written >= WRITE_SECONDS
+
+    def write(self) -> None:
+        """Replace the file; a run goes on if that cannot be done."""
+        self._written = time.monotonic()
+        silent_since = self._written - max(_HEARD_SECONDS, 3 * self._longest)
+        heard = {
+            worker: values
+            for worker, values in self._workers.items()
+            if self._heard[worker] > silent_since
+        }
+        content = {
+            **self._fields,
+            "devices": heard,
+            "messages": [*self.messages.kept],
+            "updated": now(),
+        }
+        # Not synced, as what is lost in a power cut is of no use after it.
+        draft = self._path.with_name(self._path.name + ".partial")
+        try:
+            draft.write_text(json.dumps(content, indent=2) + "\n")
+            draft.replace(self._path)
+        except OSError as error:
+            if not self._unwritable:
+                self._unwritable = True
+                log.warning(
+                    "cannot write %s: %s; daskcurv status is out of date until that ends",
+                    self._path,
+                    error.strerror,
+                )
+
+
+@contextmanager
+def recording(store: Path) -> Iterator[RunRecord]:
+    """Keep the account of a launch, up to how it ended; its lock has to be held.
+
+    Parameters
+    ----------
+    store : Path
+
+    Yields
+    ------
+    RunRecord
+        The launch sets ``state`` where it ends by itself.
+    """
+    record = RunRecord(store)
+    package = logging.getLogger("daskcurv")
+    package.addHandler(record.messages)
+    record.write()
+    try:
+        yield record
+    except KeyboardInterrupt:
+        record.update(state="interrupted")
+        raise
+    except Exception as error:
+        record.update(state="failed", reason=str(error))
+        raise
+    finally:
+        package.removeHandler(record.messages)
+        record.write()
+
+
+def read_record(store: Path) -> dict[str, Any] | None:
+    """Return the account of the last launch on a store, if there is one that can be read."""
+    try:
+        content = json.loads(beside(store, SUFFIX).read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def now() -> str:
+    """Return the time of day as ISO 8601, to the second, with its offset from UTC."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+class _LastMessages(logging.Handler):
+    """Keeps the last warnings and errors."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.kept: deque[dict[str, str]] = deque(maxlen=_MESSAGES_KEPT)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        self.kept.append({"time": now(), "level": record.levelname, "text": text})

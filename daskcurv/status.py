@@ -1,0 +1,165 @@
+"""How far a run is, seen from outside: from another shell, while it lasts and after its end.
+
+What is done is counted in the store; what the run says of itself is in the file that
+`daskcurv.run_record` describes. Nothing is written.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from daskcurv.classes import active_samples
+from daskcurv.run_record import read_record
+from daskcurv.storage import ResultsStore
+from daskcurv.storage.lock import holder
+
+KILLED = "ended without a word: killed, or its machine went down"
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """Return the state of a results store and of its last run.
+
+    Parameters
+    ----------
+    path : Path
+        A results store, or where a launch is about to make one.
+
+    Returns
+    -------
+    dict
+        JSON-able. ``store`` has ``epochs``, ``blocks`` and ``samples`` (active ones), each with
+        ``done`` and ``of``; None if there is none yet. ``run`` is the record of the last launch,
+        with ``state`` as ``"running"`` only if its process is alive; None if none is known.
+
+    Raises
+    ------
+    StoreError
+        If there is neither a results store nor a run.
+    """
+    # In this order: a launcher that ends meanwhile is not taken for one that was killed.
+    owner = holder(path)
+    run = read_record(path)
+    if run is not None and run.get("state") == "running":
+        mine = ("host", "pid")
+        if owner is None or any(owner.get(name) != run.get(name) for name in mine):
+            run["state"] = KILLED
+    if run is not None and not path.exists():
+        return {"path": str(path), "store": None, "run": run}
+    return {"path": str(path), "store": _count(_filled(path, run)), "run": run}
+
+
+def _filled(path: Path, run: dict[str, Any] | None) -> ResultsStore:
+    """Open the store that is being filled; with probes being added, it is one beside `path`."""
+    if run is not None and run.get("store"):
+        other = Path(run["store"])
+        if other != path.absolute() and other.exists():
+            return ResultsStore.open(other)
+    return ResultsStore.open(path)
+
+
+def _count(store: ResultsStore) -> dict[str, Any]:
+    complete = store.read("complete")[: len(store.rows)]
+    done = np.repeat(complete[:, None], store.num_blocks, axis=1)
+    # Looked for on disk only where it is not on record: 4,001 directories take seconds.
+    for row in np.flatnonzero(~complete).tolist():
+        done[row] = store.done_in(row)
+    first_active = store.read("first_epoch_active")
+    samples = active_samples(first_active, store.epochs, store.block_size)
+    return {
+        "epochs": {"done": int(done.all(axis=1).sum()), "of": len(done)},
+        "blocks": {"done": int(done.sum()), "of": done.size},
+        "samples": {"done": int(samples[done].sum()), "of": int(samples.sum())},
+        "compute_seconds": float(store.read("compute_seconds").sum()),
+    }
+
+
+def describe(status: dict[str, Any], now: datetime | None = None) -> str:
+    """Return a status as text for a terminal.
+
+    Parameters
+    ----------
+    status : dict
+        Of `read_status`.
+    now : datetime, optional
+        Time of day; by default that of this machine.
+    """
+    now = now or datetime.now().astimezone()
+    lines = [f"store     {status['path']}"]
+    store, run = status["store"], status["run"]
+    if store is None:
+        lines.append("          not made yet: inputs are being checked")
+    else:
+        counts = [
+            f"{store[name]['done']:,} of {store[name]['of']:,} {name}"
+            for name in ("epochs", "blocks", "samples")
+        ]
+        part = store["samples"]["done"] / store["samples"]["of"] if store["samples"]["of"] else 1
+        lines.append(f"done      {', '.join(counts)} ({part:.1%})")
+    if run is None:
+        lines.append("run       none on record")
+        return "\n".join(lines)
+    where = f"job {run['job']} on {run['host']}" if run.get("job") else f"{run['host']}"
+    lines.append(f"run       {run['state']}" + (f": {run['reason']}" if "reason" in run else ""))
+    began, updated = (datetime.fromisoformat(run[name]) for name in ("began", "updated"))
+    alive = run["state"] == "running"
+    span = (
+        f"since {began:%Y-%m-%d %H:%M:%S}, as of {_ago(now - updated)}"
+        if alive
+        else f"from {began:%Y-%m-%d %H:%M:%S} to {updated:%Y-%m-%d %H:%M:%S}"
+    )
+    lines.append(f"          {span}, process {run['pid']}, {where}")
+    if "blocks" in run:
+        lines += _progress(run, alive, updated)
+    if alive and run.get("devices"):
+        lines += _devices(run["devices"])
+    if run.get("failed"):
+        lines.append(f"failed    {len(run['failed'])} blocks, set aside; the last:")
+        lines.append("          {block}: {reason}".format(**run["failed"][-1]))
+    for number, message in enumerate(run.get("messages", [])):
+        time = datetime.fromisoformat(message["time"])
+        label = "messages" if number == 0 else ""
+        lines.append(f"{label:<10}{time:%H:%M:%S} {message['level'].lower()}: {message['text']}")
+    if run.get("log"):
+        lines.append(f"log       {run['log']}")
+    if alive and run.get("dashboard"):
+        lines.append(f"dashboard {run['dashboard']}")
+    if not alive and store and store["blocks"]["done"] < store["blocks"]["of"]:
+        lines.append("to go on  run the same launch command again")
+    return "\n".join(lines)
+
+
+def _progress(run: dict[str, Any], alive: bool, updated: datetime) -> list[str]:
+    blocks = run["blocks"]
+    text = f"{blocks['done']:,} of {blocks['of']:,} blocks of this run"
+    if not alive:
+        return [f"          {text}"]
+    left = run["seconds_left"]
+    lines = [f"progress  {text}, {run.get('running', 0)} running, {len(run['failed'])} failed"]
+    if left is None:
+        lines.append("rate      not known yet")
+    else:
+        end = updated + timedelta(seconds=left)
+        lines.append(
+            f"rate      {run['samples_per_second']:,.1f} samples/s, "
+            f"{timedelta(seconds=round(left))} left, until {end:%Y-%m-%d %H:%M}"
+        )
+    lines.append(f"workers   {run['workers'] or 'none yet'}")
+    return lines
+
+
+def _devices(devices: dict[str, dict[str, Any]]) -> list[str]:
+    width = max(map(len, devices))
+    return [
+        f"          {name:<{width}}  {of['device']}, {of['blocks']} blocks, the last "
+        f"({of['last_block']}) in {of['last_seconds']:.1f} s"
+        for name, of in sorted(devices.items())
+    ]
+
+
+def _ago(span: timedelta) -> str:
+    seconds = max(0, round(span.total_seconds()))
+    return "now" if seconds < 5 else f"{timedelta(seconds=seconds)} ago"

@@ -43,6 +43,8 @@ def test_a_summary_has_every_analysis():
     for name, expected in pairs.items():
         np.testing.assert_allclose(found[name], expected, err_msg=name)
     assert found.rank_correlation.measure.values.tolist() == list(RANKED)
+    for values in found.values():
+        assert {"long_name"} <= values.attrs.keys() <= {"long_name", "units", "tau", "samples"}
 
 
 def test_the_command_writes_a_store_and_the_older_files(store, tmp_path, capfd):

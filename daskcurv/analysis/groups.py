@@ -129,4 +129,4 @@ def _means(
     )
     means: xr.DataArray = (total / count.where(count > 0)).where(lost == 0)
     attrs = {"long_name": f"mean of {name}", "units": dataset[name].attrs.get("units", "1")}
-    return means.transpose("group", "epoch").assign_attrs(attrs)
+    return means.transpose("group", "epoch").drop_attrs(deep=False).assign_attrs(attrs)

@@ -32,7 +32,12 @@ def active_epochs(dataset: xr.Dataset) -> xr.DataArray:
     -------
     xarray.DataArray of int64, dimension ``sample``
     """
-    return _is_active(dataset).sum("epoch").assign_attrs(long_name="active epochs", units="1")
+    return (
+        _is_active(dataset)
+        .sum("epoch")
+        .drop_attrs(deep=False)
+        .assign_attrs(long_name="active epochs", units="1")
+    )
 
 
 def cumulative(dataset: xr.Dataset, name: str) -> xr.DataArray:
@@ -56,8 +61,13 @@ def cumulative(dataset: xr.Dataset, name: str) -> xr.DataArray:
     active = _is_active(dataset)
     total = dataset[name].where(active, 0).astype(np.float64).sum("epoch", skipna=False)
     label = dataset[name].attrs.get("long_name", name)
-    return total.where(active.any("epoch")).assign_attrs(
-        long_name=f"sum over active epochs of {label}", units=dataset[name].attrs.get("units", "1")
+    return (
+        total.where(active.any("epoch"))
+        .drop_attrs(deep=False)
+        .assign_attrs(
+            long_name=f"sum over active epochs of {label}",
+            units=dataset[name].attrs.get("units", "1"),
+        )
     )
 
 
@@ -80,7 +90,7 @@ def mean_over_active_epochs(dataset: xr.Dataset, name: str) -> xr.DataArray:
     """
     mean = cumulative(dataset, name) / active_epochs(dataset)
     label = dataset[name].attrs.get("long_name", name)
-    return mean.assign_attrs(
+    return mean.drop_attrs(deep=False).assign_attrs(
         long_name=f"mean over active epochs of {label}", units=dataset[name].attrs.get("units", "1")
     )
 
@@ -123,7 +133,7 @@ def learning_time(
         tau = float(running.mean())
     learned = (running < tau).sum("epoch")
     part: xr.DataArray = 1 - learned / active_epochs(dataset).where(known)
-    return part.assign_attrs(
+    return part.drop_attrs(deep=False).assign_attrs(
         long_name=f"part of active epochs before the mean {norm} gradient norm is below tau",
         units="1",
         tau=tau,
@@ -153,7 +163,9 @@ def threshold_learning_time(
     # The count grows with the epoch, so that at the first epoch is the least.
     count = active.cumsum("epoch").where(active & (dataset[name] <= threshold))
     first = count.min("epoch", skipna=True).astype(np.float64)
-    return first.assign_attrs(long_name=f"epochs until {name} is ≤ {threshold:g}", units="1")
+    return first.drop_attrs(deep=False).assign_attrs(
+        long_name=f"epochs until {name} is ≤ {threshold:g}", units="1"
+    )
 
 
 def forgetting_events(dataset: xr.Dataset) -> xr.Dataset:
@@ -179,11 +191,11 @@ def forgetting_events(dataset: xr.Dataset) -> xr.Dataset:
     events = active & ~correct & correct.shift(epoch=1, fill_value=False)
     return xr.Dataset(
         {
-            "forgetting_events": events.sum("epoch").assign_attrs(
-                long_name="transitions from correct to wrong", units="1"
-            ),
-            "ever_learned": correct.any("epoch").assign_attrs(
-                long_name="classified correctly at some active epoch"
-            ),
+            "forgetting_events": events.sum("epoch")
+            .drop_attrs(deep=False)
+            .assign_attrs(long_name="transitions from correct to wrong", units="1"),
+            "ever_learned": correct.any("epoch")
+            .drop_attrs(deep=False)
+            .assign_attrs(long_name="classified correctly at some active epoch"),
         }
     )

@@ -214,16 +214,24 @@ def report(directory: Path, options: LaunchOptions) -> None:
     dataset = open_results(options.store)
     flipped = np.load(directory / FLIPPED)
     wrong = np.isin(dataset.sample.values, flipped)
-    # At epoch 0 nothing has been memorized yet: that network is not trained.
+    # At epoch 0 nothing has been memorized yet: that network is not trained, and its curvature, a
+    # hundred times that of the others, would decide every sum.
     trained = dataset.sel(epoch=slice(1, None))
     curvature = analysis.mean_over_active_epochs(trained, "curvature")
-    loss = analysis.mean_over_active_epochs(trained, "loss")
-    print(f"{wrong.sum()} of {len(wrong)} labels were flipped. Over the epochs of training,")
-    for name, score in (("cumulative curvature", curvature), ("cumulative loss", loss)):
+    scores = {
+        "cumulative curvature": analysis.cumulative(trained, "curvature"),
+        "mean curvature": curvature,
+        "cumulative loss (CSL)": analysis.cumulative(trained, "loss"),
+        "final loss": trained.loss.isel(epoch=-1),
+    }
+    print(f"{wrong.sum()} of {len(wrong)} labels were flipped. Over the epochs of training, they")
+    print("are told from the others with these AUROCs (and their 95 % bootstrap intervals):")
+    for name, score in scores.items():
         area = analysis.auroc(score.values, wrong)
-        print(f"  {name:<20} tells them from the others with AUROC {area:.3f}")
+        low, high = analysis.auroc_interval(score.values, wrong)
+        print(f"  {name:<22} {area:.3f} ({low:.3f} to {high:.3f})")
     top = np.argsort(-curvature.values)[:SHOWN]
-    print(f"The {SHOWN} most curved samples (cumulative, * flipped):")
+    print(f"The {SHOWN} most curved samples (mean, * flipped):")
     for sample in top:
         name = f"sample {sample:>5}{'*' if wrong[sample] else ' '}"
         label, value = dataset.label.values[sample], curvature.values[sample]

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from daskcurv.cli.options import verb
+from daskcurv.cli.options import DEFAULTS, verb
 
 log = logging.getLogger(__name__)
 
@@ -15,18 +15,13 @@ log = logging.getLogger(__name__)
 def add_commands(verbs: Any) -> None:
     """Add the commands to the program's parser."""
     _add_analyze(verb(verbs, "analyze", _analyze, "write every analysis of a finished store"))
+    _add_report(verb(verbs, "report", _report, "show a store's results as one page of pictures"))
 
 
 def _add_analyze(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", type=Path, help="results store, finished")
     parser.add_argument("out", type=Path, help="directory to write; must not exist")
-    parser.add_argument(
-        "--start_epoch",
-        type=int,
-        default=0,
-        metavar="E",
-        help="leave out earlier epochs; 1 if epoch 0 holds untrained weights (default: 0)",
-    )
+    _add_start_epoch(parser)
     parser.add_argument(
         "--flagged",
         type=Path,
@@ -39,6 +34,73 @@ def _add_analyze(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="npy or CSV, a score for each sample, such as published ones: how far do they agree?",
     )
+
+
+def _add_start_epoch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--start_epoch",
+        type=int,
+        default=0,
+        metavar="E",
+        help="leave out earlier epochs; 1 if epoch 0 holds untrained weights (default: 0)",
+    )
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", type=Path, help="results store; need not be finished")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="page")
+    _add_start_epoch(parser)
+    parser.add_argument(
+        "--samples", metavar="LIST", help="samples to show through training, such as 8,1234"
+    )
+    parser.add_argument(
+        "--data_path",
+        type=Path,
+        help="directory in CIFAR-100's python format, for the images "
+        f"(default: {DEFAULTS.data_path}, if it is there)",
+    )
+    parser.add_argument(
+        "--figures", type=Path, metavar="DIR", help="also write each figure there, as PNG and SVG"
+    )
+
+
+def _report(args: argparse.Namespace) -> int:
+    from daskcurv.errors import ConfigError
+
+    try:
+        from daskcurv.report.figures import draw
+        from daskcurv.report.findings import gather
+        from daskcurv.report.page import images_of, render, write_figures, write_page
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise ConfigError(
+            "a report needs matplotlib; install it with pip install 'daskcurv[report]'"
+        ) from error
+    findings = gather(args.store, args.start_epoch, _samples(args.samples))
+    path = args.data_path or DEFAULTS.data_path
+    images = None
+    if args.data_path or path.exists():
+        images = images_of(findings.dataset, path)
+    else:
+        log.info("no images: %s does not exist; name the data set with --data_path", path)
+    figures = draw(findings)
+    pictures = {kind: render(figures, kind) for kind in ("svg", "png")[: 1 + bool(args.figures)]}
+    write_page(args.output, args.store, findings, pictures["svg"], images)
+    if args.figures:
+        write_figures(args.figures, pictures)
+        log.info("%d figures in %s", len(figures), args.figures)
+    log.info("written to %s", args.output)
+    return 0
+
+
+def _samples(text: str | None) -> list[int]:
+    from daskcurv.errors import ConfigError
+
+    try:
+        return [] if text is None else [int(item) for item in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"samples is {text!r}; expected numbers such as 8,1234") from None
 
 
 def _analyze(args: argparse.Namespace) -> int:

@@ -1,0 +1,1 @@
+"""A results store as one page of pictures: `daskcurv report`."""

@@ -39,12 +39,16 @@ class Project:
         self.tree = root / "tree"
 
     def launch_arguments(self, *extra: str) -> list[str]:
-        """Arguments of a launch in which classes arrive 4, 8, 10 at epochs 0, 2, 4."""
+        """Arguments of a launch in which classes arrive 4, 8, 10 at epochs 0, 2, 4.
+
+        On one local worker, which starts soonest, unless told otherwise.
+        """
+        local = () if "--cluster" in extra else ("--workers", "1")
         return [
             "--data_path", str(self.data), "--model_dir", str(self.models),
             "--store", str(self.store), "--save_base_dir", str(self.tree),
             "--initial_classes", "4", "--class_increment", "4", "--class_frequency", "2",
-            "--n_probes", "2", "--batch_size", "8", "--epochs", "all", *extra,
+            "--n_probes", "2", "--batch_size", "8", "--epochs", "all", *local, *extra,
         ]  # fmt: skip
 
     def start(self, script: str, *arguments: str) -> subprocess.Popen[str]:

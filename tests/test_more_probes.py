@@ -62,7 +62,7 @@ def test_added_probes_give_what_a_fresh_run_with_all_of_them_gives(project):
     exported = np.load(project.tree / "epoch_0001" / "per_image_curvature.npy")
     np.testing.assert_array_equal(exported, values(project.store).curvature.sel(epoch=1))
     left = {path.name for path in project.root.iterdir() if path.name.startswith("curvature")}
-    assert left == {"curvature.zarr", "curvature.zarr.inputs"}
+    assert left == {"curvature.zarr", "curvature.zarr.inputs", "curvature.zarr.run.json"}
 
 
 def test_a_launcher_killed_while_it_adds_probes_goes_on_and_loses_nothing(project):

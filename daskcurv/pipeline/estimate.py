@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from daskcurv.classes import active_samples
 from daskcurv.clusters.local import available_cores, visible_gpus
@@ -152,6 +151,9 @@ def flop_per_gradient(inputs: Inputs) -> float:
     Convolutions and matrix products, counted by PyTorch; backward, towards the input alone, they
     take what they take forward.
     """
+    # Here, as it takes a while to load.
+    from torch.utils.flop_counter import FlopCounterMode
+
     images = torch.empty((1, *inputs.dataset.images.shape[1:]), device="meta")
     model = inputs.model.build().to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -186,7 +186,7 @@ def test_the_batch_script_in_the_repository_does_the_documented_run(project, slu
     for name in ("launch.py", "curvature.sbatch"):
         shutil.copy(REPOSITORY / "scripts" / name, checkout / "scripts" / name)
     (checkout / ".venv").symlink_to(sys.prefix)
-    arguments = project.launch_arguments(*SETTINGS, "--device", "cpu", "--interface", "lo")
+    arguments = project.launch_arguments(*SETTINGS, *INSIDE)
     done = subprocess.run(
         ["sbatch", "--parsable", "scripts/curvature.sbatch", *arguments],
         cwd=checkout,

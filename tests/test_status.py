@@ -20,6 +20,7 @@ import torch
 from daskcurv import run_record
 from daskcurv.classes import active_samples
 from daskcurv.cli import main, stores
+from daskcurv.pipeline.progress import Progress
 from daskcurv.run_record import RunRecord, recording
 from daskcurv.status import KILLED, describe, read_status
 from daskcurv.storage import launcher_lock
@@ -270,6 +271,29 @@ def test_the_text_of_a_run_on_a_cluster():
         "log       /work/log/launch-1.log\n"
         "dashboard ssh -L 8787:127.0.0.1:8787 login1, then http://127.0.0.1:8787/status"
     )
+
+
+def test_the_rate_is_that_of_the_last_minutes(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with Progress(epochs=2, blocks=1000, samples=100_000) as progress:
+        assert progress.state()["seconds_left"] is None
+        for _ in range(100):
+            clock[0] += 10
+            progress.block_done(50)
+        state = progress.state()
+        assert state["samples_per_second"] == pytest.approx(5)
+        assert state["seconds_left"] == pytest.approx((100_000 - 5000) / 5)
+        # Most of the workers went away: soon the rate is that of those left.
+        for _ in range(60):
+            clock[0] += 10
+            progress.block_done(10)
+        assert progress.state()["samples_per_second"] == pytest.approx(1, rel=0.1)
+        assert progress.state()["blocks"] == {"done": 160, "of": 1000}
+        # Nothing comes any more.
+        clock[0] += 6000
+        state = progress.state()
+        assert state["samples_per_second"] == pytest.approx(0, abs=0.02)
 
 
 def test_active_samples_are_counted_by_block():

@@ -109,7 +109,7 @@ class Progress:
         while len(self._history) > 1 and self._history[1][0] < now - RATE_SECONDS:
             self._history.popleft()
         since, before = self._history[0]
-        elapsed = min(now - since, RATE_SECONDS)
+        elapsed = now - since
         rate = (self._samples - before) / elapsed if elapsed else 0.0
         left = self._totals[2] - self._samples
         return rate, left / rate if rate else None

@@ -107,6 +107,7 @@ def _cohort_bands(findings: Findings) -> Figure | None:
     for number, axes in enumerate(grid.flat[:count]):
         _band(axes, findings.epochs, findings.cohorts[number], BLUE, "-")
         _over_epochs(axes, findings, labelled=number // columns == rows - 1)
+        axes.xaxis.set_major_locator(MaxNLocator(12 // columns, integer=True))
         axes.set_title(f"added at epoch {findings.cohort_starts[number]}", fontsize=9)
     figure.supylabel(_LABEL, fontsize=10)
     return figure

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +56,23 @@ def wait_for_blocks(project: Project, process: subprocess.Popen[str], count: int
         time.sleep(0.02)
 
 
-@pytest.fixture
-def running(disturbed: Project) -> Iterator[subprocess.Popen[str]]:
-    """A launch in progress: some blocks done, most not."""
-    process = disturbed.start("launch", *disturbed.launch_arguments(*SLOW))
+@contextmanager
+def launch_in_progress(project: Project) -> Iterator[subprocess.Popen[str]]:
+    """A launch with some blocks done, most not; in the end it is killed if it still runs."""
+    process = project.start("launch", *project.launch_arguments(*SLOW))
     try:
-        wait_for_blocks(disturbed, process, 4)
+        wait_for_blocks(project, process, 4)
         yield process
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+@pytest.fixture
+def running(disturbed: Project) -> Iterator[subprocess.Popen[str]]:
+    with launch_in_progress(disturbed) as process:
+        yield process
 
 
 def assert_resumes(project: Project, reference: Project) -> str:

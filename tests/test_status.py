@@ -29,7 +29,7 @@ from daskcurv.storage.store import ResultsStore
 from tests.builders import make_model
 from tests.conftest import Project
 from tests.crashes import finished_blocks
-from tests.test_interruption import BLOCKS, SLOW, wait_for_blocks
+from tests.test_interruption import BLOCKS, SLOW, launch_in_progress, wait_for_blocks
 from tests.test_launch import assert_ok
 
 # Of 60 samples, the first 4 of 10 classes are active at epochs 0 and 1, 8 at 2, all at 4.
@@ -38,14 +38,8 @@ EPOCHS = 4
 
 @pytest.fixture
 def running(project: Project) -> Iterator[subprocess.Popen[str]]:
-    process = project.start("launch", *project.launch_arguments(*SLOW))
-    try:
-        wait_for_blocks(project, process, 4)
+    with launch_in_progress(project) as process:
         yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
 
 
 def status_of(project: Project, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import pytest
     ("module", "heavy"),
     [
         ("daskcurv.cli", ["torch", "pyarrow.parquet"]),
+        ("daskcurv.report.figures", ["torch", "distributed"]),
+        ("daskcurv.status", ["torch", "distributed"]),
         ("daskcurv.storage.compact", ["torch"]),
         ("daskcurv.storage.legacy", ["torch"]),
         ("daskcurv.storage.tables", ["torch"]),

@@ -126,6 +126,9 @@ def test_the_page_says_what_was_run(made):
     assert dataset.attrs["fingerprint"] in text
     assert dataset.attrs["identity"]["dataset"]["sha256"] in text
     assert "12, of which 12 are complete" in text
+    for epoch in (1, 12):
+        assert f"index-0_epoch-{epoch}.pt (sha256 " in text
+        assert dataset.checkpoint_sha256.sel(epoch=epoch).item() in text
     samples = int((dataset.status == 1).sum())
     assert f"1,797; {samples:,} values of samples at epochs" in text
     rate = samples / float(dataset.compute_seconds.sum())

@@ -175,6 +175,8 @@ def facts(store: Path, findings: Findings) -> list[tuple[str, str]]:
         ("loss over", f"{identity.get('head', 'not known')} outputs"),
         ("classes", _plain(identity.get("classes", {}), leave_out=("order",)) or "not known"),
         ("data set", _plain(identity.get("dataset", {}))),
+        ("class order", str(dataset.attrs.get("class_order_source", "not known"))),
+        ("weights", _weights(dataset)),
         ("written by", f"daskcurv {dataset.attrs.get('daskcurv_version', 'not known')}"),
     ]
     if seconds:
@@ -187,6 +189,18 @@ def facts(store: Path, findings: Findings) -> list[tuple[str, str]]:
             )
         )
     return rows
+
+
+def _weights(dataset: xr.Dataset) -> str:
+    """Return the first and the last checkpoint; the store has all of them on record."""
+    files = [
+        f"{name} (sha256 {sha256})" if sha256 else str(name)
+        for name, sha256 in zip(
+            dataset.checkpoint.values, dataset.checkpoint_sha256.values, strict=True
+        )
+        if name
+    ]
+    return " to ".join(dict.fromkeys([files[0], files[-1]])) if files else "not known"
 
 
 def _plain(values: Mapping[str, Any], leave_out: Sequence[str] = ()) -> str:

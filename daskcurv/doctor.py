@@ -29,6 +29,7 @@ from daskcurv.estimators.kernels import KERNELS
 from daskcurv.pipeline.estimate import EXPORTED_BYTES, existing
 from daskcurv.pipeline.inputs import PROPAGATION, Inputs, gather, sample_columns
 from daskcurv.pipeline.options import LaunchOptions
+from daskcurv.spread import evenly
 from daskcurv.storage import schema
 
 log = logging.getLogger(__name__)
@@ -165,8 +166,9 @@ def _inputs(report: _Report, options: LaunchOptions, named: bool) -> Inputs | No
         return None
     try:
         inputs = gather(options)
-        some = _spread(list(inputs.checkpoints), _FILES_READ)
-        check_all({epoch: inputs.checkpoints[epoch] for epoch in some}, inputs.model, {})
+        found = list(inputs.checkpoints.items())
+        some = dict(found[place] for place in evenly(len(found), _FILES_READ))
+        check_all(some, inputs.model, {})
     except DaskcurvError as error:
         report.fail(str(error))
         return None
@@ -174,12 +176,6 @@ def _inputs(report: _Report, options: LaunchOptions, named: bool) -> Inputs | No
     report.ok(f"class order: {inputs.class_order_source}")
     report.ok(f"weights: {len(inputs.checkpoints)} epochs, of which {len(some)} were read through")
     return inputs
-
-
-def _spread(items: list[int], most: int) -> list[int]:
-    """Return at most `most` of `items`, evenly spread, the first and last among them."""
-    places = np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))
-    return [items[place] for place in places]
 
 
 def _disk(report: _Report, options: LaunchOptions, inputs: Inputs | None) -> None:
@@ -206,7 +202,8 @@ def _methods(report: _Report, options: LaunchOptions, inputs: Inputs, device: to
     model.load_state_dict(read_state_dict(inputs.checkpoints[epoch])[0])
     num_active = options.schedule.num_active(epoch, len(inputs.class_order))
     active = np.isin(inputs.dataset.labels, inputs.class_order[:num_active])
-    ids = np.array(_spread(np.flatnonzero(active).tolist(), _SAMPLES))
+    ids = np.flatnonzero(active)
+    ids = ids[evenly(len(ids), _SAMPLES)]
     report.section(
         f"methods: {len(ids)} samples at epoch {epoch}, h = {config.h:g}, {config.n_probes} probes"
     )

@@ -54,8 +54,8 @@ class RunRecord:
             "log": None if path is None else str(path.absolute()),
             "failed": [],
         }
-        self._workers: dict[str, dict[str, Any]] = {}
-        self._heard: dict[str, float] = {}
+        # With when they were last heard of, by the monotonic clock.
+        self._workers: dict[str, tuple[float, dict[str, Any]]] = {}
         self._longest = 0.0
 
     def update(self, **fields: Any) -> None:
@@ -64,15 +64,15 @@ class RunRecord:
 
     def block_done(self, worker: str, device: str, block: str, seconds: float) -> None:
         """Note that a worker finished a block, and how long it took."""
-        known = self._workers.get(worker, {"blocks": 0})
-        self._workers[worker] = {
+        _, known = self._workers.get(worker, (0.0, {"blocks": 0}))
+        values = {
             "device": device,
             "blocks": known["blocks"] + 1,
             "last_block": block,
             "last_seconds": seconds,
             "last_time": now(),
         }
-        self._heard[worker] = time.monotonic()
+        self._workers[worker] = time.monotonic(), values
         self._longest = max(self._longest, seconds)
 
     def failed(self, block: str, reason: str) -> None:
@@ -90,8 +90,8 @@ class RunRecord:
         silent_since = self._written - max(_HEARD_SECONDS, 3 * self._longest)
         heard = {
             worker: values
-            for worker, values in self._workers.items()
-            if self._heard[worker] > silent_since
+            for worker, (when, values) in self._workers.items()
+            if when > silent_since
         }
         content = {
             **self._fields,

@@ -91,7 +91,7 @@ def test_the_rate_is_what_the_workers_took_so_far(project, capsys):
     store = ResultsStore.open(project.store)
     samples = int((store.read("status") == 1).sum())
     seconds = store.read("compute_seconds").sum()
-    assert measured_rate(store) == pytest.approx(samples / seconds)
+    assert measured_rate(store, store.done_blocks()) == pytest.approx(samples / seconds)
     estimate = estimate_of(project)
     assert estimate.rate == pytest.approx(samples / seconds)
     assert estimate.device_seconds == pytest.approx(estimate.samples_left * seconds / samples)

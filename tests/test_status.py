@@ -227,7 +227,7 @@ def test_the_text_of_a_run_on_a_cluster():
             "job": None,
             "began": "2026-11-02T09:00:00+01:00",
             "updated": "2026-11-02T09:30:00+01:00",
-            "log": "/work/log/launch-1.log",
+            "log": "/home/me/log/launch-1.log",
             "dashboard": "ssh -L 8787:127.0.0.1:8787 login1, then http://127.0.0.1:8787/status",
             "failed": [],
             "running": 3,
@@ -262,7 +262,7 @@ def test_the_text_of_a_run_on_a_cluster():
         "workers   3 of 8 workers running, 5 jobs waiting in the queue\n"
         "          gpu1:9  NVIDIA H100, 13 blocks, the last (epoch 200 block 2) in 4.2 s\n"
         "messages  09:10:00 warning: job 7 ended\n"
-        "log       /work/log/launch-1.log\n"
+        "log       /home/me/log/launch-1.log\n"
         "dashboard ssh -L 8787:127.0.0.1:8787 login1, then http://127.0.0.1:8787/status"
     )
 

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from daskcurv.analysis.per_sample import described
 from daskcurv.storage import schema
 
 PARTS = ("trained", "held out")
@@ -128,5 +129,5 @@ def _means(
         for part in (values.where(~unknown, 0), active, unknown)
     )
     means: xr.DataArray = (total / count.where(count > 0)).where(lost == 0)
-    attrs = {"long_name": f"mean of {name}", "units": dataset[name].attrs.get("units", "1")}
-    return means.transpose("group", "epoch").drop_attrs(deep=False).assign_attrs(attrs)
+    units = dataset[name].attrs.get("units", "1")
+    return described(means.transpose("group", "epoch"), f"mean of {name}", units=units)

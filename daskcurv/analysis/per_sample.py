@@ -6,6 +6,8 @@ counts are over these.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
@@ -21,6 +23,12 @@ def _is_active(dataset: xr.Dataset) -> xr.DataArray:
     return active
 
 
+def described(array: xr.DataArray, long_name: str, **attrs: Any) -> xr.DataArray:
+    """Return an array with these attributes and not those of what it was computed from."""
+    result: xr.DataArray = array.drop_attrs(deep=False).assign_attrs(long_name=long_name, **attrs)
+    return result
+
+
 def active_epochs(dataset: xr.Dataset) -> xr.DataArray:
     """Count the epochs at which a sample is active.
 
@@ -32,12 +40,7 @@ def active_epochs(dataset: xr.Dataset) -> xr.DataArray:
     -------
     xarray.DataArray of int64, dimension ``sample``
     """
-    return (
-        _is_active(dataset)
-        .sum("epoch")
-        .drop_attrs(deep=False)
-        .assign_attrs(long_name="active epochs", units="1")
-    )
+    return described(_is_active(dataset).sum("epoch"), "active epochs", units="1")
 
 
 def cumulative(dataset: xr.Dataset, name: str) -> xr.DataArray:
@@ -61,13 +64,10 @@ def cumulative(dataset: xr.Dataset, name: str) -> xr.DataArray:
     active = _is_active(dataset)
     total = dataset[name].where(active, 0).astype(np.float64).sum("epoch", skipna=False)
     label = dataset[name].attrs.get("long_name", name)
-    return (
-        total.where(active.any("epoch"))
-        .drop_attrs(deep=False)
-        .assign_attrs(
-            long_name=f"sum over active epochs of {label}",
-            units=dataset[name].attrs.get("units", "1"),
-        )
+    return described(
+        total.where(active.any("epoch")),
+        f"sum over active epochs of {label}",
+        units=dataset[name].attrs.get("units", "1"),
     )
 
 
@@ -90,8 +90,10 @@ def mean_over_active_epochs(dataset: xr.Dataset, name: str) -> xr.DataArray:
     """
     mean = cumulative(dataset, name) / active_epochs(dataset)
     label = dataset[name].attrs.get("long_name", name)
-    return mean.drop_attrs(deep=False).assign_attrs(
-        long_name=f"mean over active epochs of {label}", units=dataset[name].attrs.get("units", "1")
+    return described(
+        mean,
+        f"mean over active epochs of {label}",
+        units=dataset[name].attrs.get("units", "1"),
     )
 
 
@@ -133,8 +135,9 @@ def learning_time(
         tau = float(running.mean())
     learned = (running < tau).sum("epoch")
     part: xr.DataArray = 1 - learned / active_epochs(dataset).where(known)
-    return part.drop_attrs(deep=False).assign_attrs(
-        long_name=f"part of active epochs before the mean {norm} gradient norm is below tau",
+    return described(
+        part,
+        f"part of active epochs before the mean {norm} gradient norm is below tau",
         units="1",
         tau=tau,
     )
@@ -163,9 +166,7 @@ def threshold_learning_time(
     # The count grows with the epoch, so that at the first epoch is the least.
     count = active.cumsum("epoch").where(active & (dataset[name] <= threshold))
     first = count.min("epoch", skipna=True).astype(np.float64)
-    return first.drop_attrs(deep=False).assign_attrs(
-        long_name=f"epochs until {name} is ≤ {threshold:g}", units="1"
-    )
+    return described(first, f"epochs until {name} is ≤ {threshold:g}", units="1")
 
 
 def forgetting_events(dataset: xr.Dataset) -> xr.Dataset:
@@ -191,11 +192,11 @@ def forgetting_events(dataset: xr.Dataset) -> xr.Dataset:
     events = active & ~correct & correct.shift(epoch=1, fill_value=False)
     return xr.Dataset(
         {
-            "forgetting_events": events.sum("epoch")
-            .drop_attrs(deep=False)
-            .assign_attrs(long_name="transitions from correct to wrong", units="1"),
-            "ever_learned": correct.any("epoch")
-            .drop_attrs(deep=False)
-            .assign_attrs(long_name="classified correctly at some active epoch"),
+            "forgetting_events": described(
+                events.sum("epoch"), "transitions from correct to wrong", units="1"
+            ),
+            "ever_learned": described(
+                correct.any("epoch"), "classified correctly at some active epoch"
+            ),
         }
     )

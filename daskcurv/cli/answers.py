@@ -85,7 +85,8 @@ def _report(args: argparse.Namespace) -> int:
     else:
         log.info("no images: %s does not exist; name the data set with --data_path", path)
     figures = draw(findings)
-    pictures = {kind: render(figures, kind) for kind in ("svg", "png")[: 1 + bool(args.figures)]}
+    kinds = ("svg", "png") if args.figures else ("svg",)
+    pictures = {kind: render(figures, kind) for kind in kinds}
     write_page(args.output, args.store, findings, pictures["svg"], images)
     if args.figures:
         write_figures(args.figures, pictures)

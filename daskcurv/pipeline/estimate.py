@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from daskcurv.classes import active_samples
 from daskcurv.clusters.local import available_cores, visible_gpus
@@ -96,25 +97,32 @@ def dry_run(options: LaunchOptions, inputs: Inputs, rate: float | None = None) -
     plan = make_plan(options, inputs, check_weights(inputs, store), store)
     log.info("store %s: %s", options.store, "exists" if store else "would be created")
     log.info("%s", plan.summary())
-    estimate = _estimate(options, inputs, plan, probes, *_rate(rate, store))
+    estimate = _estimate(options, inputs, plan, probes, *_rate(rate, store, plan))
     print(_describe(estimate, options))
     return estimate
 
 
-def _rate(stated: float | None, store: ResultsStore | None) -> tuple[float | None, str]:
+def _rate(stated: float | None, store: ResultsStore | None, plan: Plan) -> tuple[float | None, str]:
     if stated is not None:
         return stated, "as stated"
-    measured = None if store is None else measured_rate(store)
+    measured = None if store is None else measured_rate(store, plan.done[: len(store.rows)])
     if measured is None:
         return None, "not known: state one with daskcurv plan --rate, such as daskcurv doctor's"
     return measured, "as measured so far"
 
 
-def measured_rate(store: ResultsStore) -> float | None:
-    """Return the samples per second of one worker that a store has on record, if any."""
+def measured_rate(store: ResultsStore, done_blocks: NDArray[np.bool_]) -> float | None:
+    """Return the samples per second of one worker that a store has on record, if any.
+
+    Parameters
+    ----------
+    store : ResultsStore
+    done_blocks : ndarray of bool, shape (rows, blocks)
+        As by its method, which takes seconds for thousands of epochs.
+    """
     seconds = float(store.read("compute_seconds").sum())
     samples = active_samples(store.read("first_epoch_active"), store.epochs, store.block_size)
-    done = int(samples[store.done_blocks()].sum())
+    done = int(samples[done_blocks].sum())
     return done / seconds if seconds and done else None
 
 

@@ -181,8 +181,9 @@ class _Run:
             ):
                 if cluster.dashboard:
                     log.info("dashboard: %s", cluster.dashboard)
-                self._record.update(cluster=self._options.cluster.cluster)
-                self._record.update(dashboard=cluster.dashboard)
+                self._record.update(
+                    cluster=self._options.cluster.cluster, dashboard=cluster.dashboard
+                )
                 score = partial(score_block, context)
                 try:
                     tasks = self._plan.tasks()

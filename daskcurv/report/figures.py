@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from daskcurv.analysis.groups import PARTS
 from daskcurv.report.findings import LEVELS, Findings
+from daskcurv.spread import evenly
 
 STYLE: Any = {
     "font.size": 10,
@@ -30,7 +31,6 @@ STYLE: Any = {
     "figure.dpi": 100,
 }
 MAP = "cividis"
-BLUE, ORANGE = "#0072B2", "#D55E00"
 LINES: tuple[tuple[str, Any], ...] = (
     ("#0072B2", "-"),
     ("#D55E00", "--"),
@@ -87,7 +87,7 @@ def _cohort_medians(findings: Findings) -> Figure | None:
             mpl.colors.ListedColormap(colours),
         )
         bar = figure.colorbar(scale, ax=axes, label="cohort: classes added together, by epoch")
-        places = np.unique(np.linspace(0, count - 1, min(count, 6)).round().astype(int))
+        places = evenly(count, 6)
         bar.set_ticks(
             places.tolist(), labels=[str(findings.cohort_starts[place]) for place in places]
         )
@@ -105,9 +105,8 @@ def _cohort_bands(findings: Findings) -> Figure | None:
     for axes in grid.flat[count:]:
         axes.set_axis_off()
     for number, axes in enumerate(grid.flat[:count]):
-        _band(axes, findings.epochs, findings.cohorts[number], BLUE, "-")
-        _over_epochs(axes, findings, labelled=number // columns == rows - 1)
-        axes.xaxis.set_major_locator(MaxNLocator(12 // columns, integer=True))
+        _band(axes, findings, findings.cohorts[number])
+        _over_epochs(axes, findings, labelled=number // columns == rows - 1, ticks=12 // columns)
         axes.set_title(f"added at epoch {findings.cohort_starts[number]}", fontsize=9)
     figure.supylabel(_LABEL, fontsize=10)
     return figure
@@ -163,8 +162,8 @@ def _held_out(findings: Findings) -> Figure | None:
     if not all(_any(part) for part in findings.parts):
         return None
     figure, axes = _one(3.8)
-    for values, name, (colour, line) in zip(findings.parts, PARTS, LINES, strict=False):
-        _band(axes, findings.epochs, values, colour, line, name, wide=False)
+    for values, name, line in zip(findings.parts, PARTS, LINES, strict=False):
+        _band(axes, findings, values, line, name, wide=False)
     _over_epochs(axes, findings)
     axes.set_ylabel(_LABEL)
     axes.legend(frameon=False)
@@ -211,7 +210,7 @@ def _sampling_error(findings: Findings) -> Figure | None:
     if not _any(findings.relative_errors):
         return None
     figure, axes = _one(3.2)
-    _band(axes, findings.epochs, findings.relative_errors, BLUE, "-")
+    _band(axes, findings, findings.relative_errors)
     _over_epochs(axes, findings, logarithmic=False)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("standard error / curvature")
@@ -244,26 +243,29 @@ def _one(height: float) -> tuple[Figure, Axes]:
 
 def _band(
     axes: Axes,
-    epochs: NDArray[np.int64],
+    findings: Findings,
     quantiles: NDArray[np.float64],
-    colour: str,
-    line: Any,
+    line: tuple[str, Any] = LINES[0],
     label: str | None = None,
     wide: bool = True,
 ) -> None:
     """Draw the median, the band of a half, and perhaps the wide one of nine tenths."""
+    epochs, (colour, style) = findings.epochs, line
     outer, inner = (0, len(LEVELS) - 1), (1, len(LEVELS) - 2)
     for (low, high), alpha in ((outer, 0.15), (inner, 0.3))[not wide :]:
         axes.fill_between(
             epochs, quantiles[:, low], quantiles[:, high], color=colour, alpha=alpha, lw=0
         )
     median = quantiles[:, LEVELS.index(0.5)]
-    marker = "." if len(epochs) <= 30 else None
-    axes.plot(epochs, median, color=colour, ls=line, lw=1.4, marker=marker, label=label)
+    axes.plot(epochs, median, color=colour, ls=style, lw=1.4, marker=_marker(findings), label=label)
 
 
 def _over_epochs(
-    axes: Axes, findings: Findings, labelled: bool = True, logarithmic: bool = True
+    axes: Axes,
+    findings: Findings,
+    labelled: bool = True,
+    logarithmic: bool = True,
+    ticks: int = 10,
 ) -> None:
     """Mark task boundaries and set up the axes."""
     for epoch in findings.boundaries:
@@ -272,7 +274,7 @@ def _over_epochs(
         axes.set_yscale("log")
     if labelled:
         axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True))
 
 
 def _marker(findings: Findings) -> str | None:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from daskcurv import analysis
 from daskcurv.analysis.groups import PARTS
 from daskcurv.errors import ConfigError, StoreError
+from daskcurv.spread import evenly
 from daskcurv.storage import open_results, schema
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -52,6 +53,8 @@ class Findings:
         Mean curvature of each class.
     distributions : dict
         Curvature of all active samples, by epoch.
+    active_epochs : xarray.DataArray of int64, dimension ``sample``
+        How many epochs a sample was computed at.
     curvature, loss : xarray.DataArray, dimension ``sample``
         Means over active epochs.
     trajectories : xarray.Dataset, dimensions ``(sample, epoch)``
@@ -67,6 +70,7 @@ class Findings:
     relative_errors: NDArray[np.float64]
     classes: xr.DataArray
     distributions: dict[int, NDArray[np.float64]]
+    active_epochs: xr.DataArray
     curvature: xr.DataArray
     loss: xr.DataArray
     trajectories: xr.Dataset
@@ -106,6 +110,7 @@ def gather(store: Path, start_epoch: int = 0, samples: Sequence[int] = ()) -> Fi
     whole = open_results(store, chunks={}).sel(epoch=slice(start_epoch, None))
     means = xr.Dataset(
         {
+            "active_epochs": analysis.active_epochs(whole),
             "curvature": analysis.mean_over_active_epochs(whole, "curvature"),
             "loss": analysis.mean_over_active_epochs(whole, "loss"),
         }
@@ -118,9 +123,7 @@ def gather(store: Path, start_epoch: int = 0, samples: Sequence[int] = ()) -> Fi
     starts = np.unique(first_active[first_active >= 0])
     starts = starts[starts <= dataset.epoch.values[-1]]
     cohort_of = np.where(first_active >= 0, np.searchsorted(starts, first_active), -1)
-    distributed = np.unique(
-        np.linspace(0, len(shown) - 1, min(DISTRIBUTIONS, len(shown))).round().astype(int)
-    )
+    distributed = evenly(len(shown), DISTRIBUTIONS)
     cohorts = np.full((len(starts), len(shown), len(LEVELS)), np.nan)
     parts = np.full((len(PARTS), len(shown), len(LEVELS)), np.nan)
     errors = np.full((len(shown), len(LEVELS)), np.nan)
@@ -136,17 +139,17 @@ def gather(store: Path, start_epoch: int = 0, samples: Sequence[int] = ()) -> Fi
         errors[place] = _quantiles(relative, active, np.zeros(len(active), int), 1)[0]
         if place in distributed:
             distributions[int(row.epoch)] = curvature[active & np.isfinite(curvature)]
-    task = dataset.task.values
     return Findings(
         dataset=dataset,
         epochs=drawn.epoch.values,
-        boundaries=dataset.epoch.values[1:][np.diff(task) > 0],
+        boundaries=dataset.epoch.values[1:][np.diff(dataset.task.values) > 0],
         cohorts=cohorts,
         cohort_starts=starts,
         parts=parts,
         relative_errors=errors,
         classes=analysis.by_class(drawn, "curvature").compute(),
         distributions=distributions,
+        active_epochs=means.active_epochs,
         curvature=means.curvature,
         loss=means.loss,
         trajectories=_trajectories(drawn, samples or choose(means.curvature)),
@@ -156,9 +159,8 @@ def gather(store: Path, start_epoch: int = 0, samples: Sequence[int] = ()) -> Fi
 def _shown(task: NDArray[np.int16]) -> NDArray[np.intp]:
     """Return which rows to draw: evenly spread ones, and those on both sides of a boundary."""
     count = len(task)
-    even = np.linspace(0, count - 1, min(count, MOST_EPOCHS)).round().astype(int)
     after = np.flatnonzero(np.diff(task) > 0) + 1
-    return np.unique(np.concatenate([even, after, after - 1]))
+    return np.unique(np.concatenate([evenly(count, MOST_EPOCHS), after, after - 1]))
 
 
 def _quantiles(
@@ -181,8 +183,8 @@ def choose(curvature: xr.DataArray) -> list[int]:
     """Return a few samples, from the least to the most curved in equal steps of rank."""
     values = curvature.values
     order = np.argsort(values, kind="stable")[: np.count_nonzero(~np.isnan(values))]
-    places = np.unique(np.linspace(0, len(order) - 1, min(CHOSEN, len(order))).round().astype(int))
-    chosen: list[int] = curvature.sample.values[order[places]].tolist()
+    places = order[evenly(len(order), CHOSEN)]
+    chosen: list[int] = curvature.sample.values[places].tolist()
     return chosen
 
 

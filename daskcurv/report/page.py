@@ -24,7 +24,7 @@ from daskcurv.dataset import read_cifar
 from daskcurv.errors import DataError, StoreWriteError
 from daskcurv.files import write_whole
 from daskcurv.report.figures import describe_sample
-from daskcurv.report.findings import Findings
+from daskcurv.report.findings import LEVELS, Findings
 
 OVERALL = 20
 PER_CLASS = 5
@@ -80,7 +80,8 @@ def write_page(
         first=int(findings.dataset.epoch[0]),
         last=int(findings.dataset.epoch[-1]),
         correlation=_correlation(findings),
-        errors=_errors(findings),
+        probes=findings.dataset.attrs["identity"]["estimator"]["n_probes"],
+        typical_error=_typical_error(findings),
         overall=[] if images is None else _overall(findings, images),
         classes=[] if images is None else _by_class(findings, images),
         version=daskcurv.__version__,
@@ -160,14 +161,13 @@ def facts(store: Path, findings: Findings) -> list[tuple[str, str]]:
     identity = dataset.attrs["identity"]
     estimator = identity["estimator"]
     complete = int(dataset.complete.sum())
-    computed = int(dataset.num_active_classes.size)
     seconds = float(dataset.compute_seconds.sum())
-    samples = int(analysis.active_epochs(dataset.chunk({"epoch": 64})).sum())
+    samples = int(findings.active_epochs.sum())
     methods = sorted({text for text in map(str, dataset.method.values) if text})
     rows = [
         ("store", str(store.absolute())),
         ("fingerprint", dataset.attrs["fingerprint"]),
-        ("epochs", f"{computed:,}, of which {complete:,} are complete"),
+        ("epochs", f"{dataset.sizes['epoch']:,}, of which {complete:,} are complete"),
         ("samples", f"{dataset.sizes['sample']:,}; {samples:,} values of samples at epochs"),
         ("network", _plain(identity.get("model", {})) or "not known"),
         ("estimator", _plain(estimator)),
@@ -214,15 +214,10 @@ def _correlation(findings: Findings) -> str:
     return "not defined" if np.isnan(value) else f"{value:.3f}"
 
 
-def _errors(findings: Findings) -> dict[str, str]:
-    """Return the relative sampling error of a sample at an epoch, and of its mean over epochs."""
-    middle = findings.relative_errors[:, findings.relative_errors.shape[1] // 2]
-    typical = float(np.nanmedian(middle)) if np.isfinite(middle).any() else float("nan")
-    known = not np.isnan(typical)
-    return {
-        "probes": str(findings.dataset.attrs["identity"]["estimator"]["n_probes"]),
-        "typical": f"{typical:.1%}" if known else "not known",
-    }
+def _typical_error(findings: Findings) -> str:
+    """Return the median over epochs of the median relative sampling error."""
+    medians = findings.relative_errors[:, LEVELS.index(0.5)]
+    return f"{np.nanmedian(medians):.1%}" if np.isfinite(medians).any() else "not known"
 
 
 def _overall(findings: Findings, images: NDArray[np.uint8]) -> list[tuple[str, list[Shown]]]:

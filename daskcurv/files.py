@@ -62,10 +62,11 @@ def place_for(path: Path) -> Path:
         would be for a path without links: the file system it is on may not be mounted.
     """
     names = names_of(path)
-    if len(names) > 1 and not names[-1].parent.is_dir():
+    # Unlike `is_dir`, also where one may not enter.
+    if len(names) > 1 and not os.access(names[-1].parent / ".", os.F_OK):
         raise ConfigError(
-            f"{path} is a link to {names[-1]}, but {names[-1].parent} is not a directory; create "
-            "that, or correct the link"
+            f"{path} is a link to {names[-1]}, but {names[-1].parent} is not a directory that can "
+            "be entered; create that, or correct the link"
         )
     return names[-1]
 

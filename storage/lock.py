@@ -197,7 +197,7 @@ def launcher_lock(store: Path) -> Iterator[LauncherLock]:
     heartbeat = threading.Thread(target=_beat, args=(lock, stop), daemon=True)
     try:
         lock._take(beside(store, ".lock"))
-        if (real / "zarr.json").exists():
+        if os.access(real / "zarr.json", os.F_OK):
             lock.cover(real)
         heartbeat.start()
         yield lock
@@ -337,7 +337,7 @@ def _directory(path: Path) -> int | None:
 
 def _age(path: Path) -> float:
     """Return the seconds since `path` was touched, by the file server's own clock."""
-    probe = path.with_name(f"{path.name}.{os.getpid()}.clock")
+    probe = path.with_name(f"{path.name}.{uuid.uuid4().hex}.clock")
     probe.touch()
     try:
         return probe.stat().st_mtime - path.stat().st_mtime

@@ -70,7 +70,8 @@ def gather(options: LaunchOptions) -> Inputs:
         For the first thing that cannot be used.
     """
     get_estimator(options.estimator.method)
-    place_for(options.store)
+    for made in (options.store, *([options.save_base_dir] if options.export else [])):
+        place_for(made)
     available = discover(options.model_dir, options.experiment_index)
     epochs = choose_epochs(options, available)
     checkpoints = {epoch: available[epoch] for epoch in epochs}

@@ -297,12 +297,18 @@ def test_a_link_that_leads_nowhere_is_refused_by_name(tmp_path, target, says):
 def test_a_store_is_locked_under_a_name_that_no_link_tells(tmp_path):
     make_store(tmp_path / "s", 0)
     with launcher_lock(tmp_path / "s") as held:
+        with pytest.raises(StoreError) as refusal, launcher_lock(tmp_path / "s"):
+            pytest.fail("held twice")
+        both = f"remove {tmp_path}/s.lock and {tmp_path}/s/{lock.INSIDE}"
+        assert both in str(refusal.value)
         # As a bind mount would show it: the same directory, with nothing beside it.
         (tmp_path / "mount").mkdir()
         os.rename(tmp_path / "s", tmp_path / "mount/other")
         with pytest.raises(StoreError, match="another"), launcher_lock(tmp_path / "mount/other"):
             pytest.fail("held twice")
         assert lock.holder(tmp_path / "mount/other") is not None
+        with pytest.raises(StoreError, match="another"), launcher_lock(tmp_path / "s"):
+            pytest.fail("held twice")
         assert [path.name for path in (tmp_path / "mount").iterdir()] == ["other"]
         with pytest.raises(StoreWriteError, match="is gone"):
             held.check()

@@ -238,8 +238,7 @@ def _scorer(store: ResultsStore, epoch: int, checkpoint: Path, sha256: str) -> S
     if config.method == "difference-propagation":
         config = replace(config, method="finite-difference", precision="float32")
     order = identity["classes"]["order"]
-    terms = {field.name for field in fields(Schedule)}
-    schedule = Schedule(**{k: v for k, v in identity["classes"].items() if k in terms})
+    schedule = Schedule.recorded(identity["classes"]) or Schedule()
     active = order[: schedule.num_active(epoch, len(order))]
     classes = active if identity["head"] == "active" else None
     return Scorer(model, config, classes=classes, dtype=torch.float64)

@@ -14,6 +14,7 @@ from daskcurv.analysis.agreement import (
     auroc_interval,
     rank_correlation,
 )
+from daskcurv.analysis.cohorts import comparable, median_interval, rank_correlation_by_cohort
 from daskcurv.analysis.groups import (
     boundary_changes,
     by_class,
@@ -39,10 +40,13 @@ __all__ = [
     "by_class",
     "by_cohort",
     "by_split",
+    "comparable",
     "cumulative",
     "forgetting_events",
     "learning_time",
     "mean_over_active_epochs",
+    "median_interval",
     "rank_correlation",
+    "rank_correlation_by_cohort",
     "threshold_learning_time",
 ]

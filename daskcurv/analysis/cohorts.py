@@ -63,14 +63,13 @@ def comparable(dataset: xr.Dataset, include_untrained: bool = False) -> xr.DataA
     if not include_untrained:
         counted &= dataset.trained
     active_from, cohort = cohorts(dataset)
-    member = xr.DataArray(
-        cohort[:, None] == np.arange(len(active_from))[None, :], dims=("sample", "cohort")
-    )
+    # Samples of no cohort take one of their own.
+    numbers = xr.DataArray(np.where(cohort < 0, len(active_from), cohort), dims="sample")
+    member = xr.DataArray(np.arange(len(active_from) + 1), dims="cohort") == numbers
     reached = xr.dot(counted.astype(np.float32), member.astype(np.float32), dim="sample") > 0
-    # A sample of no cohort takes the last element.
-    epochs = np.append(reached.sum("epoch").values, 0)
     own: xr.DataArray = counted.sum("epoch")
-    return (own == epochs[cohort]) & (own > 0)
+    every: xr.DataArray = own == reached.sum("epoch").isel(cohort=numbers)
+    return every & (own > 0) & (cohort >= 0)
 
 
 def rank_correlation_by_cohort(measures: xr.Dataset, level: float = LEVEL) -> xr.Dataset:

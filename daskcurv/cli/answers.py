@@ -76,7 +76,7 @@ def _report(args: argparse.Namespace) -> int:
     try:
         from daskcurv.report.figures import draw
         from daskcurv.report.findings import gather, select
-        from daskcurv.report.galleries import images_of
+        from daskcurv.report.galleries import PICTURE, images_of, picture
         from daskcurv.report.page import render, write_figures, write_page
         from daskcurv.report.statements import left_out
     except ModuleNotFoundError as error:
@@ -103,8 +103,11 @@ def _report(args: argparse.Namespace) -> int:
     pictures = {kind: render(figures, kind) for kind in kinds}
     write_page(args.output, args.store, findings, pictures["svg"], images)
     if args.figures:
+        if images is not None:
+            figures = {PICTURE: picture(findings, images)}
+            pictures = {kind: pictures[kind] | render(figures, kind) for kind in kinds}
         write_figures(args.figures, pictures)
-        log.info("%d figures in %s", len(figures), args.figures)
+        log.info("%d figures in %s", len(pictures["svg"]), args.figures)
     log.info("written to %s", args.output)
     return 0
 

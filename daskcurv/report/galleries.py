@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -21,6 +22,8 @@ from daskcurv.report.statements import of_cohorts
 
 OVERALL = 20
 PER_CLASS = 5
+PICTURE = "most_curved"
+"""Name of the figure of the most curved samples, where figures are written as files."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +77,36 @@ def images_of(dataset: xr.Dataset, path: Path) -> NDArray[np.uint8]:
 
 def overall(findings: Findings, images: NDArray[np.uint8]) -> list[Gallery]:
     """Return the most and the least curved samples, equally many of each cohort."""
+    return [
+        Gallery(f"{name} curved", of_cohorts(findings, some), _images(findings, images, some))
+        for name, some in zip(("Most", "Least"), _extremes(findings), strict=True)
+    ]
+
+
+def _extremes(findings: Findings) -> tuple[list[int], list[int]]:
+    """Return the most and the least curved samples, equally many of each cohort."""
     count = max(1, OVERALL // len(findings.cohort_starts))
     order = [
         _ranked(findings.curvature, findings.cohort == number)
         for number in range(len(findings.cohort_starts))
     ]
     most = [sample for ranked in order for sample in ranked[::-1][:count].tolist()]
-    least = [sample for ranked in order for sample in ranked[:count].tolist()]
-    return [
-        Gallery(f"{name} curved", of_cohorts(findings, some), _images(findings, images, some))
-        for name, some in (("Most", most), ("Least", least))
-    ]
+    return most, [sample for ranked in order for sample in ranked[:count].tolist()]
+
+
+def picture(findings: Findings, images: NDArray[np.uint8]) -> Figure:
+    """Return the most curved samples as a figure."""
+    samples, _ = _extremes(findings)
+    rows = -(-len(samples) // 10)
+    figure = Figure(figsize=(9, 1.3 * rows), layout="constrained")
+    grid = figure.subplots(rows, min(10, len(samples)), squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, sample in zip(grid.flat, samples, strict=False):
+        axes.imshow(images[sample].transpose(1, 2, 0))
+        label = class_of(findings.curvature[sample])
+        axes.set_title(f"sample {sample}\nlabel: {label}", fontsize=7)
+    return figure
 
 
 def by_class(findings: Findings, images: NDArray[np.uint8]) -> list[tuple[str, list[list[Shown]]]]:

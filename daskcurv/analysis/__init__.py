@@ -16,6 +16,7 @@ from daskcurv.analysis.agreement import (
     auroc_interval,
     rank_correlation,
 )
+from daskcurv.analysis.cohorts import comparable, median_interval, rank_correlation_by_cohort
 from daskcurv.analysis.groups import (
     boundary_changes,
     by_class,
@@ -42,11 +43,14 @@ __all__ = [
     "by_class",
     "by_cohort",
     "by_split",
+    "comparable",
     "cumulative",
     "forgetting_events",
     "learning_time",
     "mean_over_active_epochs",
+    "median_interval",
     "median_over_active_epochs",
     "rank_correlation",
+    "rank_correlation_by_cohort",
     "threshold_learning_time",
 ]

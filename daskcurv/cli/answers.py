@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daskcurv.cli.options import DEFAULTS, verb
+from daskcurv.cli.options import DEFAULTS, flag, verb
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -61,6 +61,11 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", type=Path, help="results store; need not be finished")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="page")
     _add_start_epoch(parser)
+    flag(
+        parser,
+        "include_untrained",
+        "also count epochs whose weights had not been trained on the sample's class",
+    )
     parser.add_argument(
         "--samples", metavar="LIST", help="samples to show through training, such as 8,1234"
     )
@@ -77,31 +82,43 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 def _report(args: argparse.Namespace) -> int:
     from daskcurv.errors import ConfigError
+    from daskcurv.files import check_writable
 
     try:
         from daskcurv.report.figures import draw
-        from daskcurv.report.findings import gather
-        from daskcurv.report.page import images_of, render, write_figures, write_page
+        from daskcurv.report.findings import gather, select
+        from daskcurv.report.galleries import PICTURE, images_of, picture
+        from daskcurv.report.page import render, write_figures, write_page
+        from daskcurv.report.statements import left_out
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
         raise ConfigError(
             "a report needs matplotlib; install it with pip install 'daskcurv[report]'"
         ) from error
-    findings = gather(args.store, args.start_epoch, _samples(args.samples))
+    samples = _samples(args.samples)
+    check_writable(args.output)
+    if args.figures:
+        check_writable(args.figures, directory=True, parents=True)
+    dataset = select(args.store, args.start_epoch, samples)
     path = args.data_path or DEFAULTS.data_path
     images = None
     if args.data_path or path.exists():
-        images = images_of(findings.dataset, path)
+        images = images_of(dataset, path)
     else:
         log.info("no images: %s does not exist; name the data set with --data_path", path)
+    findings = gather(args.store, args.start_epoch, samples, "include_untrained" in args)
+    log.info("%s", left_out(findings))
     figures = draw(findings)
     kinds = ("svg", "png") if args.figures else ("svg",)
     pictures = {kind: render(figures, kind) for kind in kinds}
     write_page(args.output, args.store, findings, pictures["svg"], images)
     if args.figures:
+        if images is not None:
+            figures = {PICTURE: picture(findings, images)}
+            pictures = {kind: pictures[kind] | render(figures, kind) for kind in kinds}
         write_figures(args.figures, pictures)
-        log.info("%d figures in %s", len(figures), args.figures)
+        log.info("%d figures in %s", len(pictures["svg"]), args.figures)
     log.info("written to %s", args.output)
     return 0
 

@@ -1,18 +1,73 @@
-"""Files and directories that are whole or absent."""
+"""Files and directories that are whole or absent, under names that can be links.
+
+What is made has the mode that ``mkdir`` and ``open`` would have given it: the process's umask and
+the directory above (its setgid bit, its default ACL) decide who shares it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
-import tempfile
+import stat
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from daskcurv.errors import StoreWriteError
+from daskcurv.errors import ConfigError, StoreWriteError
 
 _REMOVAL_SECONDS = 5.0
+_MOST_LINKS = 40
+
+
+def names_of(path: Path) -> list[Path]:
+    """Return the absolute names under which a path is reached: as spelled, then link by link.
+
+    Only links that are the last part of a name are followed. Those above it lead to the same
+    directory whatever it is called, and an automounted directory can have another name on each
+    machine.
+
+    Raises
+    ------
+    ConfigError
+        If links lead in a circle.
+    """
+    names = [path.absolute()]
+    while True:
+        last = names[-1]
+        try:
+            target = Path(os.path.realpath(last)) if last.name == ".." else last.readlink()
+        except OSError:  # no link, or nothing there
+            return names
+        names.append(last.parent / target)
+        if len(names) > _MOST_LINKS:
+            raise ConfigError(f"{path} is a link that leads in a circle; name another path")
+
+
+def followed(path: Path) -> Path:
+    """Return the absolute path of what a path names, which need not exist; see `names_of`."""
+    return names_of(path)[-1]
+
+
+def place_for(path: Path) -> Path:
+    """Return where something is to be made: where `path` leads, if it is a link.
+
+    Raises
+    ------
+    ConfigError
+        If it is a link into a directory that does not exist. Such a directory is not created, as it
+        would be for a path without links: the file system it is on may not be mounted.
+    """
+    names = names_of(path)
+    if len(names) > 1 and not names[-1].parent.is_dir():
+        raise ConfigError(
+            f"{path} is a link to {names[-1]}, but {names[-1].parent} is not a directory; create "
+            "that, or correct the link"
+        )
+    return names[-1]
 
 
 @contextmanager
@@ -26,7 +81,7 @@ def whole_directory(target: Path) -> Iterator[Path]:
     Parameters
     ----------
     target : Path
-        Missing parents are created.
+        Missing parents are created. If it is a link, what it leads to is replaced.
 
     Yields
     ------
@@ -37,14 +92,13 @@ def whole_directory(target: Path) -> Iterator[Path]:
     ------
     OSError
     """
+    target = place_for(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(
-        tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
-    )
+    building = _draft(target)
+    building.mkdir()
     previous = building.with_suffix(".previous")
     try:
         yield building
-        building.chmod(0o755)
         for directory, _, files in os.walk(building):
             for name in (*files, "."):
                 sync(Path(directory, name))
@@ -64,32 +118,45 @@ def whole_directory(target: Path) -> Iterator[Path]:
 
 def discard_drafts(target: Path) -> None:
     """Remove what processes that were killed have left of `target`; nobody may be writing it."""
-    for left in target.absolute().parent.glob(f".{target.name}.*.partial"):
-        shutil.rmtree(left)
+    target = followed(target)
+    # Not with a dot in the middle, which would be the draft of `{target.name}.something`.
+    draft = re.compile(rf"\.{re.escape(target.name)}\.[^.]+\.partial")
+    for left in target.parent.glob(".*.partial"):
+        if draft.fullmatch(left.name):
+            shutil.rmtree(left)
 
 
 @contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
     """Give a file to write, and put it in place of `target` if that ends well.
 
+    A file that is replaced hands on its mode.
+
     Yields
     ------
     Path
-        Of an empty file beside `target`.
+        Of an empty file beside `target`, or beside what that leads to if it is a link.
     """
-    descriptor, name = tempfile.mkstemp(
-        prefix=f".{target.name}.", suffix=".partial", dir=target.parent
-    )
-    os.close(descriptor)
-    building = Path(name)
+    target = place_for(target)
+    building = _draft(target)
+    building.touch(exist_ok=False)
     try:
+        mode = None
+        with contextlib.suppress(FileNotFoundError):
+            mode = stat.S_IMODE(target.stat().st_mode)
+            building.chmod(mode | stat.S_IWUSR)
         yield building
-        building.chmod(0o644)
+        if mode is not None:
+            building.chmod(mode)
         sync(building)
         os.rename(building, target)
         sync(target.parent)
     finally:
         building.unlink(missing_ok=True)
+
+
+def _draft(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.partial")
 
 
 def write_whole(target: Path, content: bytes) -> None:

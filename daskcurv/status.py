@@ -43,13 +43,23 @@ def read_status(path: Path) -> dict[str, Any]:
     # In this order: a launcher that ends meanwhile is not taken for one that was killed.
     owner = holder(path)
     run = read_record(path)
-    if run is not None and run.get("state") == "running":
-        mine = ("host", "pid")
-        if owner is None or any(owner.get(name) != run.get(name) for name in mine):
-            run["state"] = KILLED
+    if (
+        run is not None
+        and run.get("state") == "running"
+        and (owner is None or not _is_launcher_of(owner, run))
+    ):
+        run["state"] = KILLED
     if run is not None and not path.exists():
         return {"path": str(path), "store": None, "run": run}
     return {"path": str(path), "store": _count(_filled(path, run)), "run": run}
+
+
+def _is_launcher_of(owner: dict[str, Any], run: dict[str, Any]) -> bool:
+    """Return whether who holds the lock is who wrote the record."""
+    if owner.get("token") and run.get("lock"):
+        return bool(owner["token"] == run["lock"])
+    # One of them is of an earlier version, or cannot be read.
+    return all(owner.get(name, run.get(name)) == run.get(name) for name in ("host", "pid"))
 
 
 def _filled(path: Path, run: dict[str, Any] | None) -> ResultsStore:

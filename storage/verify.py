@@ -98,8 +98,9 @@ def repair(store: ResultsStore, damage: list[Damage]) -> None:
             discard_column(store, schema.COLUMN[one.column])
         elif one.metadata:
             store.rewrite_metadata(one.metadata)
-    for path in _leftovers(store.path):
-        path.unlink(missing_ok=True)
+    with store.changing():
+        for path in _leftovers(store.path):
+            path.unlink(missing_ok=True)
 
 
 def epoch_damage(path: Path, rows: range) -> list[Damage]:

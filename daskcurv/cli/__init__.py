@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 from daskcurv.cli import answers, exchange, runs, stores
@@ -46,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
     args = _parser().parse_args(words)
     args.words = words
+    for name, value in vars(args).items():
+        if isinstance(value, Path):
+            setattr(args, name, _from_home(value))
     log_to_console()
     previous = {
         signum: signal.signal(signum, _interrupt)
@@ -65,6 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
+
+
+def _from_home(path: Path) -> Path:
+    """Replace a leading ``~``, which shells leave alone in ``--store=~/c.zarr``."""
+    try:
+        return path.expanduser()
+    except RuntimeError:  # no user of that name, so it is a name like any other
+        return path
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

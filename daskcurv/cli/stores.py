@@ -57,8 +57,8 @@ def _verify(args: argparse.Namespace) -> int:
     opened = ResultsStore.open(args.store)
     if mend:
         opened.refuse_if_compact()
-    with launcher_lock(args.store) if mend else nullcontext():
-        store = ResultsStore.open(args.store)
+    with launcher_lock(args.store) if mend else nullcontext() as lock:
+        store = ResultsStore.open(args.store, lock=lock)
         found = verify(store)
         for damage in found.damage[:_SHOWN]:
             log.error("%s: %s", damage.where, damage.what)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from daskcurv.classes import active_samples
 from daskcurv.clusters.local import available_cores, visible_gpus
+from daskcurv.files import followed
 from daskcurv.pipeline.inputs import Inputs
 from daskcurv.pipeline.more_probes import larger_store, smaller_store
 from daskcurv.pipeline.opening import check_weights, open_existing
@@ -234,5 +235,6 @@ def _size(value: float) -> str:
 
 
 def existing(path: Path) -> Path:
-    """Return the nearest directory above a path that is there."""
+    """Return the nearest directory above a path, or above where it leads, that is there."""
+    path = followed(path)
     return next(place for place in (path, *path.parents) if place.exists())

@@ -18,6 +18,7 @@ from daskcurv.classes import class_order_of, held_out_split, read_class_order
 from daskcurv.config import EstimatorConfig, Identity
 from daskcurv.errors import CheckpointError, ConfigError, DataError, StoreError
 from daskcurv.estimators import get_estimator, settle
+from daskcurv.files import place_for
 from daskcurv.models import ModelSpec
 from daskcurv.pipeline.options import LaunchOptions, parse_epochs
 from daskcurv.probes import GENERATOR
@@ -69,6 +70,7 @@ def gather(options: LaunchOptions) -> Inputs:
         For the first thing that cannot be used.
     """
     get_estimator(options.estimator.method)
+    place_for(options.store)
     available = discover(options.model_dir, options.experiment_index)
     epochs = choose_epochs(options, available)
     checkpoints = {epoch: available[epoch] for epoch in epochs}

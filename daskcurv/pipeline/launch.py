@@ -20,7 +20,7 @@ from daskcurv.clusters import open_cluster
 from daskcurv.clusters.slurm_commands import seconds_left
 from daskcurv.dataset import prepare
 from daskcurv.errors import ConfigError, DaskcurvError, ExportError
-from daskcurv.files import discard_drafts
+from daskcurv.files import discard_drafts, place_for
 from daskcurv.pipeline.estimate import dry_run
 from daskcurv.pipeline.feed import TASKS_PER_WORKER, Done, SetAside, Waiting, feed
 from daskcurv.pipeline.inputs import Inputs, gather
@@ -33,7 +33,7 @@ from daskcurv.pipeline.task import BlockReport, BlockTask, RunContext, score_blo
 from daskcurv.run_record import RunRecord, recording
 from daskcurv.storage import ResultsStore, export_epoch, launcher_lock
 from daskcurv.storage.export import is_exported
-from daskcurv.storage.lock import beside
+from daskcurv.storage.lock import LauncherLock, beside
 
 log = logging.getLogger(__name__)
 
@@ -94,26 +94,30 @@ def launch(options: LaunchOptions) -> Outcome:
     if options.dry_run:
         dry_run(options, inputs)
         return Outcome()
-    with launcher_lock(options.store), recording(options.store) as record:
+    with launcher_lock(options.store) as lock, recording(options.store, lock) as record:
         discard_drafts(options.store)
         recover(options.store)
-        base = smaller_store(options.store, inputs.identity)
+        base = smaller_store(options.store, inputs.identity, lock)
         if base is None:
-            outcome = _run(options, inputs, record)
+            outcome = _run(options, inputs, record, lock)
         else:
             path = larger_store(base, options.estimator.n_probes, inputs.checkpoints)
-            outcome = _run(replace(options, store=path), inputs, record, base)
+            outcome = _run(replace(options, store=path), inputs, record, lock, base)
             if not outcome.exit_code:
-                change_places(options.store, path)
+                change_places(options.store, path, lock)
         record.update(state=outcome.state)
         return outcome
 
 
 def _run(
-    options: LaunchOptions, inputs: Inputs, record: RunRecord, base: ResultsStore | None = None
+    options: LaunchOptions,
+    inputs: Inputs,
+    record: RunRecord,
+    lock: LauncherLock,
+    base: ResultsStore | None = None,
 ) -> Outcome:
     """Fill a store; `base` is one from which it takes the probes that are there."""
-    store, checkpoints = ready_store(options, inputs, base)
+    store, checkpoints = ready_store(options, inputs, base, lock)
     plan = make_plan(options, inputs, checkpoints, store)
     log.info("store %s: %s", store.path, plan.summary())
     epochs = [checkpoint.epoch for checkpoint in checkpoints]
@@ -312,7 +316,7 @@ def _unexported(
         return []
     out = options.save_base_dir
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        place_for(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ExportError(
             f"cannot export to {out}: {error.strerror}; choose another --save_base_dir, or add "

@@ -26,9 +26,10 @@ from daskcurv.dataset import normalise
 from daskcurv.errors import DaskcurvError
 from daskcurv.estimators.auto import has_fast_bfloat16
 from daskcurv.estimators.kernels import KERNELS
-from daskcurv.pipeline.estimate import EXPORTED_BYTES, existing
+from daskcurv.pipeline.estimate import EXPORTED_BYTES
 from daskcurv.pipeline.inputs import PROPAGATION, Inputs, gather, sample_columns
 from daskcurv.pipeline.options import LaunchOptions
+from daskcurv.places import existing
 from daskcurv.spread import evenly
 from daskcurv.storage import schema
 

@@ -163,6 +163,29 @@ def check_records(data: bytes) -> None:
             raise zipfile.BadZipFile(f"its record {damaged} does not have the recorded CRC-32")
 
 
+def digest_and_damage(path: Path) -> tuple[str, str]:
+    """Read a checkpoint file for its digest, and for damage that it shows by itself.
+
+    Returns
+    -------
+    sha256 : str
+    damage : str
+        What is wrong with the file; empty if nothing can be seen.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be read.
+    """
+    data = read_file(path)
+    try:
+        check_records(data)
+    except Exception as error:
+        # A damaged directory of the archive can make zipfile fail in any way.
+        return hashlib.sha256(data).hexdigest(), str(error) or repr(error)
+    return hashlib.sha256(data).hexdigest(), ""
+
+
 def read_state_dict(path: Path) -> tuple[dict[str, Tensor], str]:
     """Read a checkpoint file once, for its contents and its digest.
 

@@ -181,7 +181,7 @@ def _inputs(report: _Report, options: LaunchOptions, named: bool) -> Inputs | No
 
 def _disk(report: _Report, options: LaunchOptions, inputs: Inputs | None) -> None:
     report.section("disk")
-    place = existing(options.store.absolute())
+    place = existing(options.store)
     free = shutil.disk_usage(place).free
     if inputs is None:
         report.ok(f"{free / 2**30:.1f} GiB free at {place}")

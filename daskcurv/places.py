@@ -40,7 +40,8 @@ def exists(path: Path, what: str) -> bool:
 
 
 def existing(path: Path) -> Path:
-    """Return the nearest place that is there: a path, or something above it."""
+    """Return the nearest place that is there: a path, links followed, or something above it."""
+    path = path.resolve()
     return next(place for place in (path, *path.parents) if _can_be_reached(place))
 
 
@@ -60,7 +61,7 @@ def check_can_be_made(path: Path, what: str, option: str) -> None:
     ------
     ConfigError
     """
-    place = existing(path.absolute())
+    place = existing(path)
     if not place.is_dir():
         problem = f"{place} is not a directory"
     elif not os.access(place, os.W_OK | os.X_OK):

@@ -210,7 +210,7 @@ def _describe(estimate: Estimate, options: LaunchOptions) -> str:
         tree = options.save_base_dir
         places.append(("npy tree", tree, estimate.export_bytes, estimate.export_files))
     for name, path, size, files in places:
-        free = shutil.disk_usage(existing(path.absolute())).free
+        free = shutil.disk_usage(existing(path)).free
         lines.append(
             f"{name:<16}about {_size(size)} in {files:,} files when complete, {_size(free)} free: "
             f"{path}"

@@ -104,9 +104,9 @@ def gather(options: LaunchOptions) -> Inputs:
 
 def _check_places(options: LaunchOptions) -> None:
     """Refuse places for results that cannot be made."""
-    place = options.store.absolute()
     # The lock, the workers' copy of the data and the record of the run lie beside the store.
-    check_can_be_made(place.parent, f"results store {options.store}", "--store")
+    beside = options.store.resolve().parent
+    check_can_be_made(beside, f"results store {options.store}", "--store")
     if options.export:
         tree = options.save_base_dir
         check_can_be_made(tree, f"export {tree}", "--save_base_dir, or add --no_export")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from daskcurv.config import check_positive
 from daskcurv.errors import ConfigError, DataError
+from daskcurv.places import leads_nowhere
 
 Partition = Literal["entering", "trained"]
 PARTITIONS: tuple[str, ...] = get_args(Partition)
@@ -137,6 +138,9 @@ def read_class_order(path: Path, num_classes: int) -> NDArray[np.int64]:
     try:
         with open(path, "rb") as file:
             order = np.lib.format.read_array(file, allow_pickle=False)
+    except OSError as error:
+        reason = leads_nowhere(path) or error.strerror
+        raise DataError(f"class order {path} cannot be read as an .npy file: {reason}") from error
     except Exception as error:
         # A damaged header can fail in the tokenizer, the decoder or the reader.
         raise DataError(f"class order {path} cannot be read as an .npy file: {error}") from error

@@ -25,6 +25,10 @@ class CheckpointError(DaskcurvError):
     """A checkpoint is missing, damaged, or does not belong to the network."""
 
 
+class CheckpointChangedError(CheckpointError):
+    """A checkpoint is not the file that the run was planned with."""
+
+
 class StoreError(DaskcurvError):
     """The results store cannot be created, opened, read or written."""
 

@@ -170,7 +170,13 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
 
 def _add_model_dir(parser: Any) -> None:
     option(parser, "model_dir", Path, "directory of the checkpoints")
-    option(parser, "class_order", Path, "class order file (default: class_order/ beside it)")
+    option(
+        parser,
+        "class_order",
+        Path,
+        "class order file, or regenerate: draw it from the experiment index "
+        "(default: class_order/index-INDEX.npy beside model_dir)",
+    )
     option(parser, "experiment_index", int, "the training run's index, as in its file names")
 
 

@@ -112,14 +112,7 @@ def local_cluster(workers: int | None = None, device: str = "auto") -> Iterator[
     ConfigError
         If more workers are asked for than there are GPUs.
     """
-    gpus = [] if device == "cpu" else visible_gpus()
-    if device == "cuda" and not gpus:
-        raise ConfigError("device is 'cuda', but no GPU is visible; leave it out, or say cpu")
-    if gpus and workers and workers > len(gpus):
-        raise ConfigError(
-            f"workers is {workers}, but {len(gpus)} GPU(s) are visible; expected at most one "
-            "worker per GPU"
-        )
+    gpus = gpus_for(workers, device)
     count = workers or len(gpus) or available_cores()
     log.info("starting %d worker processes, one %s each", count, "GPU" if gpus else "CPU core")
     security = Security.temporary()
@@ -162,6 +155,25 @@ def local_cluster(workers: int | None = None, device: str = "auto") -> Iterator[
             # Not given to the constructor, which gives up if one of them does not start.
             cluster.worker_spec.update(spec)
             yield LocalWorkers(client, cluster)
+
+
+def gpus_for(workers: int | None, device: str) -> list[str]:
+    """Return the GPUs that local workers are to use; none if they compute on CPUs.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, and one is asked for, or more workers are asked for than there are GPUs.
+    """
+    gpus = [] if device == "cpu" else visible_gpus()
+    if device == "cuda" and not gpus:
+        raise ConfigError("device is 'cuda', but no GPU is visible; leave it out, or say cpu")
+    if gpus and workers and workers > len(gpus):
+        raise ConfigError(
+            f"workers is {workers}, but {len(gpus)} GPU(s) are visible; expected at most one "
+            "worker per GPU"
+        )
+    return gpus
 
 
 def visible_gpus() -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from daskcurv.classes import class_order_of
-from daskcurv.pipeline.inputs import find_class_order
+from daskcurv.pipeline.class_order import find_class_order
 from daskcurv.pipeline.options import LaunchOptions
 
 DOCUMENTED_START = (8, 44, 23, 58, 49, 80, 64, 86, 30, 92, 38, 5, 25, 52, 6, 74, 14, 40, 37, 45)

@@ -90,8 +90,9 @@ def _acquire(path: Path) -> None:
             draft.unlink(missing_ok=True)
     except OSError as error:
         raise StoreWriteError(
-            f"cannot write beside the results store: {path}: {error.strerror}. Choose another "
-            "--store, or see to the directory"
+            f"cannot write beside the results store: {path}: {error.strerror}. Make the directory "
+            "writable, or choose another store",
+            option="--store",
         ) from error
 
 

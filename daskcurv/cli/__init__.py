@@ -12,7 +12,7 @@ import logging
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
     with standard_streams(stream_lost), _signals():
         log_to_console()
-        return _exit_code(lambda: _run(words))
+        return _exit_code(words)
 
 
 def _run(words: Sequence[str]) -> int:
@@ -67,14 +67,19 @@ def _run(words: Sequence[str]) -> int:
         )
     args = build_parser().parse_args(words)
     args.words = words
-    code: int = args.run(args)
+    try:
+        code: int = args.run(args)
+    except DaskcurvError as error:
+        if error.option and args.parser.has_option(error.option):
+            raise DaskcurvError(f"{error} ({error.option})") from error
+        raise
     return code
 
 
-def _exit_code(run: Callable[[], int]) -> int:
+def _exit_code(words: Sequence[str]) -> int:
     """Run a command; an error becomes one message and an exit code."""
     try:
-        return run()
+        return _run(words)
     except Interrupted as interrupt:
         log.error("interrupted; finished work is kept, run the same command again to go on")
         return 128 + interrupt.signum
@@ -89,7 +94,7 @@ def _exit_code(run: Callable[[], int]) -> int:
         if isinstance(error, OSError):
             log.error("error: %s; %s", error, details)
             return 2
-        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        text = f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}"
         if settings := blamed_settings(error):
             log.error(
                 "error: Dask failed: %s. A bad setting may be the reason; Dask's settings come "

@@ -27,7 +27,7 @@ def verb(
         allow_abbrev=False,
     )
     parser.commands = verbs.choices
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
 
 

@@ -29,7 +29,13 @@ class CommandParser(argparse.ArgumentParser):
     def limit_help(self, common: Collection[str]) -> None:
         """Show only `common` options in ``--help``, and add ``--help_all``."""
         self.common = common
-        self.add_argument("--help_all", action=_HelpAll, nargs=0, help="show all options and exit")
+        self.add_argument(
+            "--help_all",
+            action=_HelpAll,
+            nargs=0,
+            default=argparse.SUPPRESS,
+            help="show all options and exit",
+        )
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None

@@ -285,7 +285,7 @@ def _launch(args: argparse.Namespace) -> int:
     keep_computing(stream_lost)
     given = vars(args)
     if "demo" in given:
-        if others := given.keys() - {"run", "words", "demo", "workers"}:
+        if others := given.keys() - {"run", "parser", "words", "demo", "workers"}:
             raise ConfigError(
                 f"--demo makes its own inputs and goes with --workers only; leave out "
                 f"--{min(others)}"

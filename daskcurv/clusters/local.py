@@ -22,6 +22,7 @@ from distributed.security import Security
 from daskcurv.clusters.base import scheduler_settings
 from daskcurv.clusters.environment import WORKER_ENVIRONMENT
 from daskcurv.errors import ClusterError, ConfigError
+from daskcurv.logs import counted
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class LocalWorkers:
                 else f"there has been no worker process for {PATIENCE_SECONDS:.0f} s; the machine "
                 "may lack memory. Launch again to go on, perhaps with fewer --workers"
             )
-        return f"{count} workers"
+        return counted(count, "worker")
 
     def block_done(self) -> None:
         """Do nothing."""
@@ -114,7 +115,8 @@ def local_cluster(workers: int | None = None, device: str = "auto") -> Iterator[
     """
     gpus = gpus_for(workers, device)
     count = workers or len(gpus) or available_cores()
-    log.info("starting %d worker processes, one %s each", count, "GPU" if gpus else "CPU core")
+    device_of_each = "GPU" if gpus else "CPU core"
+    log.info("starting %s, with one %s each", counted(count, "local worker"), device_of_each)
     security = Security.temporary()
     connection = {"host": "127.0.0.1", "protocol": "tls://", "security": security}
     common: dict[str, Any] = {

@@ -210,7 +210,7 @@ class _Run:
                         self._handle(event, progress)
                 finally:
                     self._record.update(running=0, **progress.state())
-                    log.info("%s", progress.line())
+                    log.info("%s", progress.summary())
         finally:
             self._account()
 
@@ -240,7 +240,7 @@ class _Run:
                         "was computed; the log has details"
                     )
             case Waiting(workers, running):
-                progress.tick(workers)
+                progress.tick(workers, running)
                 self._record.update(running=running)
         if self._record.due:
             self._record.update(**progress.state())

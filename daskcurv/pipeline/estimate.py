@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from daskcurv.classes import active_samples
 from daskcurv.clusters.local import available_cores, visible_gpus
-from daskcurv.files import followed
 from daskcurv.pipeline.inputs import Inputs
 from daskcurv.pipeline.more_probes import larger_store, smaller_store
 from daskcurv.pipeline.opening import check_weights, open_existing

@@ -11,13 +11,14 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from daskcurv.errors import ConfigError
+from daskcurv.errors import ConfigError, StoreWriteError
 
 _REMOVAL_SECONDS = 5.0
 _MOST_LINKS = 40
@@ -164,6 +165,45 @@ def write_whole(target: Path, content: bytes) -> None:
     """Write a file that is whole or as it was before."""
     with whole_file(target) as building:
         building.write_bytes(content)
+
+
+def check_writable(target: Path, *, directory: bool = False, parents: bool = False) -> None:
+    """Check that something can be written, before hours are spent on what is to be written.
+
+    Parameters
+    ----------
+    target : Path
+        A file, which may exist and would be replaced.
+    directory : bool
+        `target` is a directory to fill, which may exist.
+    parents : bool
+        Missing parents of `target` will be created.
+
+    Raises
+    ------
+    StoreWriteError
+        If the place does not exist, or nothing can be written there.
+    """
+    if problem := _why_not_writable(target, directory, parents):
+        raise StoreWriteError(f"cannot write {target}: {problem}; name another place")
+
+
+def _why_not_writable(target: Path, directory: bool, parents: bool) -> str | None:
+    try:
+        target = place_for(target)
+        if target.exists() and target.is_dir() != directory:
+            return "it is not a directory" if directory else "it is a directory"
+        place = target if directory and target.exists() else target.parent
+        while parents and not place.exists():
+            place = place.parent
+        if not place.is_dir():
+            return f"{place} {'is not a directory' if place.exists() else 'does not exist'}"
+        # The permission bits do not tell of read-only or full file systems.
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"0")
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def sync(path: Path) -> None:

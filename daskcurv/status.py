@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from daskcurv.classes import active_samples
+from daskcurv.places import listed
 from daskcurv.run_record import read_record
 from daskcurv.storage import ResultsStore
+from daskcurv.storage.finite import noted_epochs
 from daskcurv.storage.lock import holder
 
 KILLED = "ended without a word: killed, or its machine went down"
@@ -33,8 +35,9 @@ def read_status(path: Path) -> dict[str, Any]:
     dict
         JSON-able. ``holder`` is who holds the store's lock (``host``, ``pid``, ``since``) if they
         live, else None. ``store`` has ``epochs``, ``blocks`` and ``samples`` (active ones), each
-        with ``done`` and ``of``; None if there is none yet. ``run`` is the record of the last
-        launch, with ``state`` as ``"running"`` only if its process is alive; None if none is known.
+        with ``done`` and ``of``, and ``epochs_not_finite``; None if there is none yet. ``run`` is
+        the record of the last launch, with ``state`` as ``"running"`` only if its process is alive;
+        None if none is known.
 
     Raises
     ------
@@ -86,6 +89,7 @@ def _count(store: ResultsStore) -> dict[str, Any]:
         "blocks": {"done": int(done.sum()), "of": done.size},
         "samples": {"done": int(samples[done].sum()), "of": int(samples.sum())},
         "compute_seconds": float(store.read("compute_seconds").sum()),
+        "epochs_not_finite": noted_epochs(store),
     }
 
 
@@ -111,6 +115,11 @@ def describe(status: dict[str, Any], now: datetime | None = None) -> str:
         ]
         part = store["samples"]["done"] / store["samples"]["of"] if store["samples"]["of"] else 1
         lines.append(f"done      {', '.join(counts)} ({part:.1%})")
+        if epochs := list(map(str, store["epochs_not_finite"])):
+            lines.append(
+                f"warning   results that are not finite numbers at epochs {listed(epochs)}; "
+                "daskcurv verify counts them"
+            )
     if run is None:
         owner = status.get("holder")
         # A run's record lies beside the store, and not where a bind mount shows the store alone.

@@ -68,10 +68,14 @@ def open_group(path: Path) -> zarr.Group:
     """
     metadata = path / "zarr.json"
     if not metadata.exists():
-        what = "has no zarr.json" if path.is_dir() else "is not a directory"
-        what = what if path.exists() else "does not exist"
+        if not path.exists():
+            example = path.with_name(f"{path.stem}.zarr")
+            such = "" if example == path else f" such as {example}"
+            raise StoreError(f"{path} does not exist; expected a results store{such}")
+        what = "it has no zarr.json" if path.is_dir() else "it is a file"
         raise StoreError(
-            f"{path} {what}, so it is not a daskcurv results store; name one (--store for a launch)"
+            f"{path} is not a daskcurv results store: {what}; choose another store",
+            option="--store",
         )
     try:
         # A process can change its directory, and a link be changed, while the store is open.
@@ -95,7 +99,8 @@ def open_group(path: Path) -> zarr.Group:
     if lost := [name for name in needed if name not in group.attrs]:
         raise StoreError(
             f"results store {path} is damaged: its zarr.json lacks {', '.join(lost)}. Restore that "
-            "file from a copy, or choose another --store"
+            "file from a copy, or choose another store",
+            option="--store",
         )
     return group
 

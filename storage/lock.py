@@ -118,8 +118,9 @@ class LauncherLock:
                 draft.unlink(missing_ok=True)
         except OSError as error:
             raise StoreWriteError(
-                f"cannot write beside the results store: {path}: {error.strerror}. Choose another "
-                "--store, or see to the directory"
+                f"cannot write beside the results store: {path}: {error.strerror}. Make the "
+                "directory writable, or choose another store",
+                option="--store",
             ) from error
         self._files.append(path)
 

@@ -114,7 +114,9 @@ class ResultsStore:
         num_samples = len(samples["sample"])
         block_size = min(block_size, num_samples)
         if path.exists():
-            raise StoreError(f"{path} exists; open that results store, or choose another --store")
+            raise StoreError(
+                f"{path} exists; open that results store, or choose another store", option="--store"
+            )
         with writing(f"results store {path}"), whole_directory(path) as building:
             write_template(building, identity, samples, block_size, attrs or {})
             # With the lock, so that it is held just before the store gets its name.

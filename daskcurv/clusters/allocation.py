@@ -25,11 +25,12 @@ from distributed.deploy.spec import SpecCluster
 
 from daskcurv.clusters import slurm_commands
 from daskcurv.clusters.base import scheduler_settings, way_to_dashboard, worker_names
-from daskcurv.clusters.fleet import HESITATE_SECONDS, End, Fleet, ending_of
+from daskcurv.clusters.fleet import HESITATE_SECONDS, START_SECONDS, End, Fleet
 from daskcurv.clusters.job_script import DEATH_TIMEOUT_SECONDS
 from daskcurv.clusters.options import ClusterOptions, check_interface
 from daskcurv.clusters.run_directory import open_credentials, run_directory
 from daskcurv.clusters.slurm import ALLOWED_FAILURES
+from daskcurv.clusters.slurm_environment import step_environment, tell_about_steps
 from daskcurv.errors import ClusterError
 from daskcurv.logs import LOG_DIR
 
@@ -40,32 +41,37 @@ _FAREWELL_SECONDS = 10.0
 
 @dataclass
 class Slot:
-    """A place for a worker: one GPU of one node.
+    """A place for a worker: one GPU of one node, or a CPU core.
 
     Attributes
     ----------
     node : str
     number : int
-        Of the GPU among the node's.
+        Among the node's, from 0.
     log : Path
+    kind : {"GPU", "CPU worker"}
     starts : int
     step : Popen, optional
         The ``srun`` of the worker that holds it now.
+    started_at : float
+        When that was started, by the monotonic clock.
     start_at : float
-        Not to be filled before then, by the monotonic clock.
+        Not to be filled before then.
     """
 
     node: str
     number: int
     log: Path
+    kind: str = "GPU"
     starts: int = 0
     step: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
     start_at: float = 0.0
 
     @property
     def place(self) -> str:
         """Where it is, for people."""
-        return f"{self.node} (GPU {self.number})"
+        return f"{self.node} ({self.kind} {self.number})"
 
     @property
     def worker(self) -> str:
@@ -90,6 +96,7 @@ def allocation_cluster(options: ClusterOptions, directory: Path) -> Iterator[Ste
         )
     slurm_commands.check_installed("srun", "scontrol")
     check_interface(options.interface)
+    tell_about_steps()
     slots = slots_of(job, options.device)
     with run_directory(directory) as private, contextlib.ExitStack() as stack:
         security = open_credentials(private, options.insecure)
@@ -163,7 +170,7 @@ class Steps:
         connected = set(worker_names(self.client))
         if connected:
             self._joined |= connected
-            self._fleet.joined()
+            self._fleet.joined(slot.place for slot in self._slots if slot.worker in connected)
         for slot in self._slots:
             if slot.step is not None and (status := slot.step.poll()) is not None:
                 slot.step = None
@@ -175,23 +182,35 @@ class Steps:
                     slot.worker in self._joined,
                     log=slot.log,
                 )
-                running = sum(other.step is not None for other in self._slots)
-                self._fleet.end(end, workers=len(connected), jobs=running, now=now)
+                self._fleet.end(end, workers=len(connected), now=now)
                 slot.start_at = now + (HESITATE_SECONDS if self._fleet.hesitant else 0)
-            if slot.step is None and now >= slot.start_at and self._may_have(slot):
+        self._fleet.check(
+            workers=len(connected),
+            starting=sum(
+                slot.step is not None
+                and slot.worker not in connected
+                and now - slot.started_at < START_SECONDS
+                for slot in self._slots
+            ),
+            waiting=0,
+            now=now,
+        )
+        excluded = self._fleet.excluded(now)
+        for slot in self._slots:
+            if (
+                slot.step is None
+                and now >= slot.start_at
+                and slot.place not in excluded
+                and not self._fleet.on_hold
+            ):
                 self._start(slot)
-        if not any(slot.step is not None or self._may_have(slot) for slot in self._slots):
-            raise ClusterError(
-                f"none of the {len(self._slots)} GPUs of this allocation is fit for work"
-                + ending_of(self._slots[0].log)
-            )
+        if all(slot.step is None and slot.place in excluded for slot in self._slots):
+            raise self._fleet.hopeless("no worker could be started on any node of this allocation")
         return f"{len(connected)} of {len(self._slots)} workers running"
-
-    def _may_have(self, slot: Slot) -> bool:
-        return slot.place not in self._fleet.excluded
 
     def _start(self, slot: Slot) -> None:
         slot.starts += 1
+        slot.started_at = time.monotonic()
         with open(slot.log, "ab") as sink:
             slot.step = subprocess.Popen(
                 [
@@ -199,7 +218,7 @@ class Steps:
                     sys.executable, "-m", "daskcurv.clusters.worker", *self._arguments,
                     "--slot", str(slot.number), "--step", slot.worker,
                 ],
-                env=_environment_of_steps(),
+                env=step_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,
@@ -240,20 +259,12 @@ def slots_of(job: str, device: str) -> list[Slot]:
             "with salloc --gres=gpu:2, or add --device cpu"
         )
     LOG_DIR.mkdir(exist_ok=True)
+    kind = "CPU worker" if device == "cpu" else "GPU"
     return [
-        Slot(node, number, _log_of(job, node, str(number)))
+        Slot(node, number, _log_of(job, node, str(number)), kind)
         for node, count in counts.items()
         for number in range(count)
     ]
-
-
-def _environment_of_steps() -> dict[str, str]:
-    """Return this process's environment without what would make a step ask for the job's GPUs.
-
-    ``salloc --gpus=4`` leaves SLURM_GPUS=4 behind, and every step of one node would ask for four.
-    """
-    asked = ("SLURM_GPUS", "SLURM_NTASKS", "SLURM_TRES_PER_TASK")
-    return {name: value for name, value in os.environ.items() if not name.startswith(asked)}
 
 
 def _log_of(job: str, node: str, number: str) -> Path:

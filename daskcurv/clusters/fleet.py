@@ -2,8 +2,10 @@
 
 The launcher asks for N jobs and wants N workers, for days. A job that ends is replaced, whatever
 the reason: jobs are preempted, nodes fail, time limits pass. But a job script that can never work
-must not be submitted for ever. So every end is judged: was it the cluster's doing, or evidence
-against the job? The rules, all in `Fleet.end`, count evidence since the last sign of health.
+must not be submitted for ever. So every end is noted, `Fleet.end`: was it the cluster's doing, or
+evidence against the job, or against the node? `Fleet.check` decides, on the evidence since the last
+sign of health, and not before those that are still starting had their chance: a bad node fails
+within seconds, a good one takes longer to start a worker.
 
 Nothing here talks to SLURM; ends come in as plain data.
 """
@@ -11,7 +13,9 @@ Nothing here talks to SLURM; ends come in as plain data.
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +24,14 @@ from daskcurv.errors import ClusterError
 log = logging.getLogger(__name__)
 
 TRIES = 3
-"""Ends without a worker, or on one node, or by the time limit, that are evidence enough."""
+"""Ends on one node, nodes without a worker, or ends by the time limit, that are evidence enough."""
 
 PATIENCE_SECONDS = 1800.0
-"""For how long nothing may start once it has, until the launch ends."""
+"""For how long nothing may start once it has, until the launch ends; for how long a node is left
+alone on which nothing starts."""
+
+START_SECONDS = 900.0
+"""A job that runs for so long without a worker is no longer taken to be starting."""
 
 HESITATE_SECONDS = 60.0
 """What lies between two tries while a fleet is hesitant."""
@@ -92,35 +100,58 @@ class Fleet:
 
     Attributes
     ----------
-    excluded : set of str
-        Nodes that failed their check `TRIES` times.
+    on_hold : bool
+        Whether no more jobs are to be started, as of the last `check`: all that failed, and those
+        that are starting decide.
     """
 
     def __init__(self, wanted: int):
-        self.excluded: set[str] = set()
+        self.on_hold = False
         self._wanted = wanted
+        self._workers_on: set[str] = set()
+        self._failures: Counter[str] = Counter()
         self._unfit: Counter[str] = Counter()
+        self._excluded_until: dict[str, float] = {}
         self._without_worker: list[End] = []
         self._without_block: list[End] = []
         self._failing_since = 0.0
         self._ever_joined = False
+        self._is_news = False
 
-    def joined(self) -> None:
-        """Note that a worker is there, so that the job script works somewhere."""
+    def joined(self, nodes: Iterable[str] = ()) -> None:
+        """Note that workers are there, so that the job script works somewhere.
+
+        Parameters
+        ----------
+        nodes : iterable of str
+            Where they are.
+        """
         self._ever_joined = True
         self._without_worker.clear()
+        self._workers_on = set(nodes)
+        for node in self._workers_on:
+            self._failures.pop(node, None)
 
     def block_done(self) -> None:
         """Note that a block was computed, so that workers work."""
-        self.joined()
+        self._ever_joined = True
+        self._without_worker.clear()
         self._without_block.clear()
 
     @property
     def hesitant(self) -> bool:
-        """Whether so much failed lately that the next job had better wait a little."""
-        return len(self._without_worker) >= TRIES or len(self._without_block) >= TRIES
+        """Whether so much failed lately that the next job had better wait a little.
 
-    def end(self, end: End, *, workers: int, jobs: int, now: float) -> None:
+        Not before any worker has joined: then jobs are tried on a few nodes, one after another.
+        """
+        refused = any(end.state == "REJECTED" for end in self._without_worker)
+        return len(self._without_block) >= TRIES and (self._ever_joined or refused)
+
+    def excluded(self, now: float) -> set[str]:
+        """Return the nodes that get no workers."""
+        return {node for node, until in self._excluded_until.items() if now < until}
+
+    def end(self, end: End, *, workers: int, now: float) -> None:
         """Take note of an end.
 
         Parameters
@@ -128,60 +159,99 @@ class Fleet:
         end : End
         workers : int
             How many workers are there now.
-        jobs : int
-            How many jobs are in the queue or running now.
+        now : float
+            By the monotonic clock, in seconds.
+        """
+        if not end.is_evidence:
+            log.info("%s; it is replaced", end)
+            return
+        log.log(logging.INFO if end.is_farewell else logging.WARNING, "%s", end)
+        self._is_news = True
+        if not self._without_worker:
+            self._failing_since = now
+        self._without_block.append(end)
+        if end.joined:
+            return
+        self._without_worker.append(end)
+        if not end.node:
+            return
+        if end.exit_status == UNFIT:
+            self._unfit[end.node] += 1
+            if self._unfit[end.node] >= TRIES:
+                self._exclude(end, f"failed its check {TRIES} times and gets no more workers", now)
+        # Where it worked before and works nowhere now, a node is not to blame.
+        self._failures[end.node] += 1
+        if self._failures[end.node] >= TRIES and (workers or not self._ever_joined):
+            self._failures.pop(end.node)
+            self._exclude(
+                end,
+                f"started no worker in {TRIES} tries and is left alone for "
+                f"{PATIENCE_SECONDS / 60:.0f} min",
+                now,
+                PATIENCE_SECONDS,
+            )
+
+    def _exclude(self, end: End, why: str, now: float, seconds: float = math.inf) -> None:
+        if self._excluded_until.get(end.node, -math.inf) > now:
+            return
+        self._excluded_until[end.node] = now + seconds
+        log.warning("%s %s: %s", end.node, why, last_lines(end.log, 1) or "see its log")
+
+    def check(self, *, workers: int, starting: int, waiting: int, now: float) -> None:
+        """Decide whether to go on.
+
+        Parameters
+        ----------
+        workers : int
+            How many workers are there now.
+        starting : int
+            How many jobs are running whose worker may still join.
+        waiting : int
+            How many jobs are waiting in the queue.
         now : float
             By the monotonic clock, in seconds.
 
         Raises
         ------
         ClusterError
-            If there is no point in going on.
+            If there is no point in it.
         """
-        if not end.is_evidence:
-            log.info("%s; it is replaced", end)
-            return
-        log.log(logging.INFO if end.is_farewell else logging.WARNING, "%s", end)
-        if not self._without_worker:
-            self._failing_since = now
-        self._without_block.append(end)
-        if not end.joined:
-            self._without_worker.append(end)
-        if end.exit_status == UNFIT and end.node:
-            self._shun_if_bad(end)
-        nobody = workers == 0 and (jobs == 0 or end.state != "REJECTED")
-        if nobody and self._nowhere(now):
-            raise _hopeless("no worker could be started", self._without_worker)
-        late = [other for other in self._without_block if other.joined and other.state == "TIMEOUT"]
+        self.on_hold = self._is_news and workers == 0 and self._nowhere(waiting, now)
+        if self.on_hold and not starting:
+            raise self.hopeless("no worker could be started")
+        self._is_news = self.on_hold
+        late = [end for end in self._without_block if end.joined and end.state == "TIMEOUT"]
         if len(late) >= max(TRIES, self._wanted):
             raise _hopeless(
                 "jobs reach their time limit before a block is done; give a longer --time, or a "
                 "smaller --block_size to a new store",
                 late,
             )
-        if len(self._without_block) >= TRIES + 2 * self._wanted:
-            raise _hopeless("workers keep ending before a block is done", self._without_block)
+        ended = [end for end in self._without_block if end.joined]
+        if len(ended) >= TRIES + 2 * self._wanted:
+            ((worst, count),) = Counter(end.node for end in ended).most_common(1)
+            if not workers or not self._workers_on - {worst} or len(ended) - count >= TRIES:
+                raise _hopeless("workers keep ending before a block is done", ended)
+            # Workers elsewhere may be at their first block.
+            last = next(end for end in reversed(ended) if end.node == worst)
+            self._exclude(last, "ends its workers before a block is done and gets no more", now)
 
-    def _shun_if_bad(self, end: End) -> None:
-        self._unfit[end.node] += 1
-        if self._unfit[end.node] < TRIES or end.node in self.excluded:
-            return
-        self.excluded.add(end.node)
-        log.warning(
-            "%s failed its check %d times and gets no more workers: %s",
-            end.node,
-            TRIES,
-            last_lines(end.log, 1) or "see its log",
-        )
-
-    def _nowhere(self, now: float) -> bool:
-        """Whether enough jobs failed to start, and not just on one bad node."""
+    def _nowhere(self, waiting: int, now: float) -> bool:
+        """Whether enough jobs failed to start, and not just on one or two bad nodes."""
+        ends = self._without_worker
         if self._ever_joined:
             # It has worked before: a file system may be away for a while, or a partition closed.
-            return self.hesitant and now - self._failing_since > PATIENCE_SECONDS
-        ends = self._without_worker
-        bad_node = len({end.node for end in ends}) == 1 and ends[-1].exit_status == UNFIT
-        return len(ends) >= TRIES and not bad_node
+            return len(ends) >= TRIES and now - self._failing_since > PATIENCE_SECONDS
+        if len(ends) < TRIES:
+            return False
+        if any(end.state == "REJECTED" for end in ends):
+            return waiting == 0
+        nodes = {end.node or end.job for end in ends}
+        return len(nodes) >= TRIES
+
+    def hopeless(self, what: str) -> ClusterError:
+        """Return the error to end with, which names the last job that failed to start."""
+        return _hopeless(what, self._without_worker or self._without_block)
 
 
 def _hopeless(what: str, ends: list[End]) -> ClusterError:

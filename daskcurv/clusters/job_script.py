@@ -6,12 +6,13 @@ user's settings for it: those of a site are `daskcurv.clusters.options.site_sett
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import logging
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,8 @@ from distributed.core import Status
 from distributed.security import Security
 
 from daskcurv.clusters import slurm_commands
-from daskcurv.clusters.options import NO_GRES, ClusterOptions
+from daskcurv.clusters.options import ClusterOptions
+from daskcurv.clusters.slurm_commands import SlurmError
 from daskcurv.logs import LOG_DIR
 
 DEATH_TIMEOUT_SECONDS = 60
@@ -32,7 +34,12 @@ _SECTION = "daskcurv"
 
 
 @contextmanager
-def start_cluster(options: ClusterOptions, name: str, security: Security | None) -> Iterator[Any]:
+def start_cluster(
+    options: ClusterOptions,
+    name: str,
+    security: Security | None,
+    submitted: Callable[[str], None] = lambda job_id: None,
+) -> Iterator[Any]:
     """Run a scheduler on this host, whose workers are SLURM jobs; none is submitted yet.
 
     Parameters
@@ -42,6 +49,8 @@ def start_cluster(options: ClusterOptions, name: str, security: Security | None)
         Name of the jobs.
     security : Security, optional
         With credentials in files.
+    submitted : callable, optional
+        Told the id of each job that SLURM took.
 
     Yields
     ------
@@ -57,10 +66,17 @@ def start_cluster(options: ClusterOptions, name: str, security: Security | None)
         async def start(self) -> None:
             try:
                 await super().start()
-            except (RuntimeError, OSError, ValueError) as error:
-                stderr = str(error).partition("stderr:\n")[2] or str(error)
-                self.refusal = slurm_commands.said(stderr)
+            except (SlurmError, OSError) as error:
+                self.refusal = str(error)
                 self.status = Status.running
+            else:
+                submitted(self.job_id)
+
+        async def _submit_job(self, script_filename: str) -> str:
+            return await asyncio.to_thread(slurm_commands.submit, Path(script_filename))
+
+        def _job_id_from_submit_output(self, out: str) -> str:
+            return out
 
         async def close(self) -> None:
             # All jobs of the run are cancelled at once, by their name.
@@ -113,12 +129,14 @@ def job_settings(
         Nodes to keep away from.
     """
     directives = [
+        # By which the jobs are known if the site changes their name.
+        f"--comment={name}",
         "--nodes=1",
         f"--output={shlex.quote(str(worker_log('%j')))}",
         "--open-mode=append",
     ]
-    gres = None if options.gres == NO_GRES else options.gres
-    for option, value in (("qos", options.qos), ("constraint", options.constraint), ("gres", gres)):
+    further = ("qos", options.qos), ("constraint", options.constraint), ("gres", options.requested)
+    for option, value in further:
         if value:
             directives.append(f"--{option}={shlex.quote(value)}")
     # The last one counts, so there has to be one.

@@ -8,6 +8,7 @@ configuration. What is said on the command line wins.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -22,10 +23,12 @@ CLUSTERS = ("local", "slurm", "allocation", "connect")
 DEVICES = ("auto", "cuda", "cpu")
 SITE_KEY = "daskcurv.slurm"
 NO_GRES = "none"
+DEFAULT_GRES = "gpu:1"
 
 _TIME = re.compile(r"(\d+|\d+:\d+|\d+:\d+:\d+|\d+-\d+(:\d+){0,2})")
 _MEMORY = re.compile(r"(\d+)([KMGT]?)B?", re.IGNORECASE)
 _GRES = re.compile(r"gpu(:[\w.-]*[A-Za-z_][\w.-]*)?(:\d+)?")
+_NOT_ONE_JOB = ("--array", "--clusters", "--test-only", "--wait", "--wrap")
 _LISTS = ("prologue", "sbatch_extra", "submit_extra")
 
 
@@ -46,7 +49,7 @@ class ClusterOptions:
     insecure : bool
         Go without TLS.
     gpus : int
-        Jobs to hold in the queue or running, one GPU each.
+        Workers to hold, each a job of its own, with one GPU or, on CPUs, none.
     nodes : int
         Nodes of the allocation that ``--submit --cluster allocation`` asks for.
     partition, account, qos, time, constraint : str, optional
@@ -54,8 +57,9 @@ class ClusterOptions:
     cpus_per_gpu : int
     mem_per_gpu : str
         As in ``sbatch --mem``: a number with K, M, G or T.
-    gres : str
-        What each job (with an allocation, each node) asks for; ``"none"`` for nothing.
+    gres : str, optional
+        What each job (with an allocation, each node) asks for; ``"none"`` for nothing. By default
+        one GPU, and nothing if workers compute on the CPU.
     prologue : tuple of str
         Shell lines that a job runs before its worker.
     sbatch_extra : tuple of str
@@ -80,7 +84,7 @@ class ClusterOptions:
     cpus_per_gpu: int = 2
     mem_per_gpu: str = "8G"
     constraint: str | None = None
-    gres: str = "gpu:1"
+    gres: str | None = None
     prologue: tuple[str, ...] = ()
     sbatch_extra: tuple[str, ...] = ()
     submit_extra: tuple[str, ...] = ()
@@ -107,7 +111,7 @@ class ClusterOptions:
                 f"mem_per_gpu is {self.mem_per_gpu!r}; expected a number with K, M, G or T, such "
                 "as 8G"
             )
-        if self.gres != NO_GRES and not _GRES.fullmatch(self.gres):
+        if self.gres not in (None, NO_GRES) and not _GRES.fullmatch(self.gres):
             raise ConfigError(
                 f"gres is {self.gres!r}; expected gpu:1, gpu:TYPE:1 or {NO_GRES}. Other resources "
                 "can be asked for with --sbatch_extra"
@@ -118,11 +122,7 @@ class ClusterOptions:
                 "for how many jobs"
             )
         for line in (*self.sbatch_extra, *self.submit_extra):
-            if not line.startswith("-"):
-                raise ConfigError(
-                    f"{line!r} is not an option of sbatch; expected something like --exclusive "
-                    "(write --sbatch_extra=--exclusive)"
-                )
+            _check_extra(line)
 
     @property
     def device_of_jobs(self) -> str:
@@ -130,11 +130,18 @@ class ClusterOptions:
         return "cpu" if self.device == "cpu" else "cuda"
 
     @property
+    def requested(self) -> str | None:
+        """What jobs ask for as ``--gres``, None for nothing."""
+        if self.gres is None:
+            return None if self.device == "cpu" else DEFAULT_GRES
+        return None if self.gres == NO_GRES else self.gres
+
+    @property
     def gpus_per_node(self) -> int:
-        """GPUs that `gres` names; 0 for none."""
-        if self.gres == NO_GRES:
+        """GPUs that are requested with `gres`; 0 for none."""
+        if self.requested is None:
             return 0
-        last = self.gres.rpartition(":")[2]
+        last = self.requested.rpartition(":")[2]
         return int(last) if last.isdigit() else 1
 
     @property
@@ -144,6 +151,25 @@ class ClusterOptions:
         assert found is not None
         factor = {"K": 1 / 1024, "M": 1, "": 1, "G": 1024, "T": 1024**2}[found[2].upper()]
         return max(1, round(int(found[1]) * factor))
+
+
+def _check_extra(line: str) -> None:
+    """Raise `ConfigError` unless `line` is an option that ``sbatch`` can be given besides ours."""
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise ConfigError(f"{line!r} is not an option of sbatch: {error}") from error
+    if not words or not words[0].startswith("-"):
+        raise ConfigError(
+            f"{line!r} is not an option of sbatch; expected something like --exclusive (write "
+            "--sbatch_extra=--exclusive)"
+        )
+    name = words[0].partition("=")[0]
+    if name in _NOT_ONE_JOB or re.match("-[aMW]", name):
+        raise ConfigError(
+            f"{line!r} cannot be passed to sbatch: each submission has to be one job, on the "
+            "cluster that squeue shows, and to return at once; leave it out"
+        )
 
 
 SLURM_OPTIONS = (
@@ -177,11 +203,16 @@ def cluster_options(given: Mapping[str, Any]) -> ClusterOptions:
         raise ConfigError(
             f"--{stray[0]} is for jobs of SLURM; add --cluster slurm, or leave it out"
         )
-    if cluster != "local" and "workers" in chosen:
-        raise ConfigError(
-            f"--workers is for local workers; with --cluster {cluster}, "
-            + ("say --gpus" if cluster == "slurm" else "there is one for each GPU")
-        )
+    if "workers" in chosen:
+        if cluster in ("allocation", "connect"):
+            raise ConfigError(
+                f"--workers is for local workers and SLURM jobs; with --cluster {cluster} there is "
+                "one for each GPU"
+            )
+        if cluster == "slurm":
+            if "gpus" in chosen:
+                raise ConfigError("--workers and --gpus both say how many jobs to hold; give one")
+            chosen["gpus"] = chosen.pop("workers")
     if cluster == "allocation" and "gpus" in chosen:
         raise ConfigError(
             "--gpus is for --cluster slurm; an allocation has a worker on each of its GPUs. Ask "
@@ -200,7 +231,11 @@ def cluster_options(given: Mapping[str, Any]) -> ClusterOptions:
     for name in _LISTS:
         if name in chosen:
             chosen[name] = tuple(chosen[name])
-    return ClusterOptions(**{**(site_settings() if slurm else {}), **chosen})
+    site = site_settings() if slurm else {}
+    if chosen.get("device") == "cpu":
+        # It is for jobs with GPUs.
+        site.pop("gres", None)
+    return ClusterOptions(**{**site, **chosen})
 
 
 def site_settings() -> dict[str, Any]:

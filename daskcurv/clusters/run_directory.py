@@ -1,4 +1,4 @@
-"""What a run leaves beside its store while it lasts: credentials, and the name of its jobs.
+"""What a run leaves beside its store while it lasts: credentials, and which jobs are its own.
 
 A launcher that ends in the ordinary way, by an error or by a signal takes the directory and the
 jobs along. One that is killed cannot; so a guard, a shell that does nothing but wait for the
@@ -9,13 +9,13 @@ the same store does, which is safe as it holds the store's lock.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import logging
+import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,20 +23,27 @@ from distributed.security import Security
 
 from daskcurv.clusters import slurm_commands
 from daskcurv.clusters.slurm_commands import SlurmError
+from daskcurv.clusters.slurm_environment import command_environment
 from daskcurv.errors import ClusterError
 
 log = logging.getLogger(__name__)
 
 _JOBS = "jobs.json"
+_JOB_IDS = "job_ids"
+_GUARD_TRIES = 100
+_GUARD_PAUSE_SECONDS = 10
 _GUARD = """
 trap '' HUP INT TERM
 cat > /dev/null
 rm -f "$1"/*.pem
 tries=0
-until [ -z "$3" ] || scancel --quiet --user="$2" --name="$3"; do
+until [ -z "$3" ] || {
+    scancel --quiet --user="$2" --name="$3" &&
+    squeue --noheader --user="$2" --format=%i | grep -xF -f "$1/job_ids" | xargs -r scancel --quiet
+}; do
     tries=$((tries + 1))
-    [ $tries -lt 100 ] || exit 1
-    sleep 10
+    [ $tries -lt "$4" ] || exit 1
+    sleep "$5"
 done
 rm -rf "$1"
 """
@@ -69,20 +76,25 @@ def run_directory(path: Path, job_name: str | None = None) -> Iterator[Path]:
         path.chmod(0o700)
         if job_name:
             (path / _JOBS).write_text(json.dumps({"name": job_name}))
+            (path / _JOB_IDS).touch()
     except OSError as error:
         raise ClusterError(f"cannot create {path}: {error.strerror}") from error
     guard = subprocess.Popen(
-        ["sh", "-c", _GUARD, "sh", str(path), getpass.getuser(), job_name or ""],
+        [
+            "sh", "-c", _GUARD, "sh", str(path), str(os.getuid()), job_name or "",
+            str(_GUARD_TRIES), str(_GUARD_PAUSE_SECONDS),
+        ],
+        env=command_environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-    )
+    )  # fmt: skip
     try:
         yield path
     finally:
         try:
-            _clear(path)
+            _clear(path, _recorded_ids(path))
         except SlurmError as error:
             log.warning("jobs could not be cancelled, the guard tries on: %s", error)
             assert guard.stdin is not None
@@ -94,8 +106,27 @@ def run_directory(path: Path, job_name: str | None = None) -> Iterator[Path]:
                 guard.kill()
 
 
-def _clear(path: Path) -> None:
+def record_job(path: Path, job_id: str) -> None:
+    """Note in a run's directory that a job belongs to the run, whatever name a site gives it."""
+    with open(path / _JOB_IDS, "a") as file:
+        file.write(f"{job_id}\n")
+
+
+def _recorded_ids(path: Path) -> list[str]:
+    with contextlib.suppress(OSError):
+        return (path / _JOB_IDS).read_text().split()
+    return []
+
+
+def _clear(path: Path, ids: Sequence[str] = ()) -> None:
     """Cancel the jobs that a directory names, and remove it.
+
+    Parameters
+    ----------
+    path : Path
+    ids : sequence of str
+        Further jobs to cancel. Not those that an earlier launcher recorded, as long ago SLURM may
+        have given an id to another job.
 
     Raises
     ------
@@ -110,7 +141,7 @@ def _clear(path: Path) -> None:
     if name:
         for key in path.glob("*.pem"):
             key.unlink(missing_ok=True)
-        slurm_commands.cancel(name)
+        slurm_commands.cancel(name, ids)
     shutil.rmtree(path, ignore_errors=True)
 
 

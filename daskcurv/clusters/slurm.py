@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ from distributed.core import Status
 
 from daskcurv.clusters import slurm_commands
 from daskcurv.clusters.base import scheduler_settings, way_to_dashboard, worker_names
-from daskcurv.clusters.fleet import HESITATE_SECONDS, End, Fleet
+from daskcurv.clusters.fleet import HESITATE_SECONDS, START_SECONDS, End, Fleet
 from daskcurv.clusters.job_script import job_settings, start_cluster, worker_log
 from daskcurv.clusters.options import ClusterOptions, check_interface
-from daskcurv.clusters.run_directory import open_credentials, run_directory
+from daskcurv.clusters.run_directory import open_credentials, record_job, run_directory
 from daskcurv.clusters.slurm_commands import Job, SlurmError
+from daskcurv.clusters.slurm_environment import tell_about_jobs
 from daskcurv.errors import ClusterError
 from daskcurv.logs import LOG_DIR
 
@@ -75,7 +77,9 @@ def slurm_cluster(options: ClusterOptions, directory: Path) -> Iterator[SlurmFle
         private = stack.enter_context(run_directory(directory, name))
         security = open_credentials(private, options.insecure)
         stack.enter_context(dask.config.set(scheduler_settings(ALLOWED_FAILURES)))
-        cluster = stack.enter_context(start_cluster(options, name, security))
+        submitted = partial(record_job, private)
+        cluster = stack.enter_context(start_cluster(options, name, security, submitted))
+        tell_about_jobs(slurm_commands.directives(cluster.job_script()))
         client = stack.enter_context(Client(cluster, security=security))
         log.info(
             "holding %d SLURM job%s named %s; logs of workers: %s",
@@ -109,7 +113,10 @@ class SlurmFleet:
         self._cluster, self._options, self._name = cluster, options, name
         self._fleet = Fleet(options.gpus)
         self._excluded: set[str] = set()
+        # Ids of all jobs of the run, of those whose workers have joined, and since when jobs run.
+        self._ids: set[str] = set()
         self._joined: set[str] = set()
+        self._running_since: dict[str, float] = {}
         self._lost: Counter[str] = Counter()
         self._text = "submitting jobs"
         # SLURM is asked in another thread, as it may take its time, and blocks go on meanwhile.
@@ -132,15 +139,15 @@ class SlurmFleet:
         """Replace jobs that ended; see `daskcurv.clusters.base.Cluster`."""
         now = time.monotonic()
         if self._asked is None and now >= self._ask_at:
-            self._asked = self._asker.submit(slurm_commands.queue, self._name)
+            self._ids.update(job.job_id for job in self._cluster.workers.values() if job.job_id)
+            self._asked = self._asker.submit(slurm_commands.queue, self._name, set(self._ids))
         if self._asked is None or not self._asked.done():
             return self._text
         asked, self._asked = self._asked, None
         self._ask_at = now + TEND_SECONDS
         connected = {name.split(".")[0] for name in worker_names(self.client)}
-        if connected:
-            self._joined |= connected
-            self._fleet.joined()
+        self._joined |= connected
+        self._ids |= connected
         try:
             queue = asked.result()
         except SlurmError as error:
@@ -150,13 +157,15 @@ class SlurmFleet:
             self._text = f"{len(connected)} of {self._options.gpus} workers, SLURM does not answer"
             return self._text
         self._is_silent = False
-        self._judge(queue, len(connected), now)
+        if connected:
+            self._fleet.joined(job.node for job in queue.values() if job.id in connected)
+        self._judge(queue, connected, now)
         self._submit(queue, now)
         self._look_out_for_stuck_jobs(queue, connected, now)
         self._text = self._describe(queue, connected)
         return self._text
 
-    def _judge(self, queue: dict[str, Job], workers: int, now: float) -> None:
+    def _judge(self, queue: dict[str, Job], connected: set[str], now: float) -> None:
         ends = []
         refusal = ""
         for slot, job in list(self._cluster.workers.items()):
@@ -173,22 +182,40 @@ class SlurmFleet:
         elif refusal:
             # However many were submitted at once, it is one answer.
             ends.append(End("", "REJECTED", reason=refusal))
-        jobs = sum(job.is_waiting or job.is_running for job in queue.values())
         for end in ends:
-            self._fleet.end(end, workers=workers, jobs=jobs, now=now)
+            self._fleet.end(end, workers=len(connected), now=now)
+        self._fleet.check(
+            workers=len(connected),
+            starting=self._count_starting(queue, connected, now),
+            waiting=sum(job.is_waiting for job in queue.values()),
+            now=now,
+        )
+
+    def _count_starting(self, queue: dict[str, Job], connected: set[str], now: float) -> int:
+        """Return how many jobs are running whose worker may still join."""
+        running = {job.id for job in queue.values() if job.is_running} - connected
+        self._running_since = {job: self._running_since.get(job, now) for job in running}
+        return sum(now - since < START_SECONDS for since in self._running_since.values())
 
     def _has_ended(self, job_id: str, queue: dict[str, Job]) -> bool:
         job = queue.get(job_id)
         if job is not None:
             self._lost.pop(job_id, None)
             return not (job.is_waiting or job.is_running or job.is_ending)
-        # Forgotten by SLURM, if it says so twice; it may have been submitted after the asking.
+        # Forgotten by SLURM, if it says so twice; it may have been submitted after the asking. A
+        # site's squeue may answer from a list that is minutes old; scontrol knows then.
         self._lost[job_id] += 1
-        return self._lost[job_id] > 1
+        return self._lost[job_id] > 1 and not self._is_known(job_id)
+
+    def _is_known(self, job_id: str) -> bool:
+        job = Job(job_id, slurm_commands.show(job_id).get("JobState", ""))
+        return job.is_waiting or job.is_running or job.is_ending
 
     def _end_of(self, job_id: str, queue: dict[str, Job]) -> End:
-        job = queue.get(job_id, Job(job_id, "FORGOTTEN BY SLURM"))
-        status = slurm_commands.show(job_id).get("ExitCode", "0:0").split(":")[0]
+        shown = slurm_commands.show(job_id)
+        state = shown.get("JobState", "FORGOTTEN BY SLURM")
+        job = queue.get(job_id, Job(job_id, state))
+        status = shown.get("ExitCode", "0:0").split(":")[0]
         return End(
             job_id,
             job.state,
@@ -214,12 +241,13 @@ class SlurmFleet:
         ours = {job.job_id for job in self._cluster.workers.values()}
         strays = [j for j in queue.values() if j.id not in ours and (j.is_waiting or j.is_running)]
         wanted = self._options.gpus - len(strays)
-        if len(self._cluster.worker_spec) >= wanted or now < self._submit_at:
+        if len(self._cluster.worker_spec) >= wanted or now < self._submit_at or self._fleet.on_hold:
             return
         if self._fleet.hesitant:
             self._submit_at = now + HESITATE_SECONDS
-        if self._fleet.excluded != self._excluded:
-            self._excluded = set(self._fleet.excluded)
+        excluded = self._fleet.excluded(now)
+        if excluded != self._excluded:
+            self._excluded = excluded
             settings = job_settings(self._options, self._name, self._excluded)
             self._cluster.new_spec["options"].update(settings)
         self._cluster.scale(wanted)

@@ -1,25 +1,31 @@
 """SLURM's commands, asked and understood.
 
-Nothing here decides anything: text goes in, plain data come out.
+Nothing here decides anything: text goes in, plain data come out. A site may wrap a command in one
+that prints more, so answers are looked for among the lines, and checked.
 """
 
 from __future__ import annotations
 
-import getpass
 import logging
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
 
+from daskcurv.clusters.slurm_environment import command_environment
 from daskcurv.errors import ClusterError
 
 log = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 60.0
+_DIRECTIVE = "#SBATCH "
+_IN_QUEUE = re.compile(r"(\d+(?:_\S+|\+\d+)?)\|([A-Z_]+)\|([^|]*)\|([^|]*)\|(.*)")
 _TRANSIENT = (
     "socket timed out",
     "unable to contact slurm controller",
@@ -87,8 +93,8 @@ class Job:
         return self.state in ("COMPLETING", "SIGNALING", "STAGE_OUT")
 
 
-def call(*command: str, text_in: str | None = None) -> str:
-    """Run a command, perhaps with something to read, and return what it printed.
+def call(*command: str) -> str:
+    """Run a command and return what it printed.
 
     Raises
     ------
@@ -98,8 +104,8 @@ def call(*command: str, text_in: str | None = None) -> str:
     try:
         done = subprocess.run(
             command,
-            env=_environment(),
-            input=text_in,
+            env=command_environment(),
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=_PATIENCE_SECONDS,
@@ -112,12 +118,6 @@ def call(*command: str, text_in: str | None = None) -> str:
     if done.returncode:
         raise SlurmError(said(done.stderr) or f"{command[0]} ended with {done.returncode}")
     return done.stdout
-
-
-def _environment() -> dict[str, str]:
-    """Return this process's environment without the user's preferences for what is listed."""
-    preferences = ("SQUEUE_", "SCANCEL_", "SCONTROL_")
-    return {k: v for k, v in os.environ.items() if not k.startswith(preferences)}
 
 
 def said(stderr: str) -> str:
@@ -136,16 +136,67 @@ def check_installed(*commands: str) -> None:
         )
 
 
-def queue(name: str) -> dict[str, Job]:
-    """Return the jobs of a name by id, those that ended a short while ago among them."""
+def directives(script: str) -> list[str]:
+    """Return the words of a script's ``#SBATCH`` lines, which end with the first command."""
+    head = takewhile(lambda line: not line or line.startswith("#"), script.splitlines())
+    lines = [line.removeprefix(_DIRECTIVE) for line in head if line.startswith(_DIRECTIVE)]
+    return [word for line in lines for word in shlex.split(line)]
+
+
+def submit(script: Path) -> str:
+    """Submit a job script and return the job's id.
+
+    Its directives are given on the command line too: there they win over environment variables and
+    a user's file of defaults.
+
+    Raises
+    ------
+    SlurmError
+        If it is refused, or the answer has no job id.
+    """
+    answer = call("sbatch", "--parsable", *directives(script.read_text()), str(script))
+    job_id = _job_id(answer)
+    if job_id is None:
+        raise SlurmError(
+            f"sbatch answered {answer.strip()!r}, without the id of a job; if there is a job all "
+            "the same, squeue --me lists it"
+        )
+    return job_id
+
+
+def _job_id(answer: str) -> str | None:
+    """Return the id in an answer of ``sbatch``, which a site may have made longer.
+
+    ``--parsable`` makes it ``4711`` or ``4711;cluster``, which a wrapper need not pass on.
+    """
+    lines = [line.strip() for line in answer.splitlines()]
+    for form in (r"Submitted batch job (\d+)(?: on cluster \S+)?", r"(\d+)(?:;\S+)?"):
+        if ids := [found[1] for line in lines if (found := re.fullmatch(form, line))]:
+            return ids[-1]
+    return None
+
+
+def queue(run: str, ids: Collection[str] = ()) -> dict[str, Job]:
+    """Return a run's jobs by id, those that ended a short while ago among them.
+
+    Parameters
+    ----------
+    run : str
+        In the name of the jobs, or in their comment: a site may change either.
+    ids : collection of str
+        Further jobs that belong to the run.
+    """
+    # By number: the name in LOGNAME need not be the user's.
     text = call(
-        "squeue", "--noheader", "--all", "--states=all", "--format=%i|%T|%r|%N",
-        f"--user={getpass.getuser()}", f"--name={name}",
+        "squeue", "--noheader", "--all", "--states=all", "--format=%i|%T|%r|%N|%j|%k",
+        f"--user={os.getuid()}",
     )  # fmt: skip
     jobs = {}
     for line in text.splitlines():
-        job_id, state, reason, node = line.strip().split("|", 3)
-        jobs[job_id] = Job(job_id, state, reason, node)
+        if match := _IN_QUEUE.fullmatch(line.strip()):
+            job_id, state, reason, node, labels = match.groups()
+            if job_id in ids or run in labels:
+                jobs[job_id] = Job(job_id, state, reason, node)
     return jobs
 
 
@@ -159,23 +210,28 @@ def show(job_id: str) -> Mapping[str, str]:
     return dict(re.findall(r"(\S+?)=(\S*)", text))
 
 
-def cancel(name: str) -> None:
-    """Cancel all jobs of a name."""
-    call("scancel", "--quiet", f"--user={getpass.getuser()}", f"--name={name}")
+def cancel(run: str, ids: Collection[str] = ()) -> None:
+    """Cancel all jobs of a run; see `queue`."""
+    call("scancel", "--quiet", f"--user={os.getuid()}", f"--name={run}")
+    # Those that the site has renamed.
+    jobs = queue(run, ids).values()
+    if left := sorted(job.id for job in jobs if job.is_waiting or job.is_running):
+        call("scancel", "--quiet", *left)
 
 
 def seconds_left(job_id: str) -> float | None:
     """Return the time until a job's limit, or None if it has none or SLURM does not tell."""
     for wait in (1.0, 10.0, None):
         try:
-            text = call("squeue", "--noheader", f"--jobs={job_id}", "--format=%L").strip()
+            text = call("squeue", "--noheader", f"--jobs={job_id}", "--format=%L")
         except SlurmError as error:
             if wait is None:
                 log.warning("the time limit of job %s is not known: %s", job_id, error)
                 return None
             time.sleep(wait)
             continue
-        return parse_duration(text)
+        lines = [parse_duration(line.strip()) for line in text.splitlines()]
+        return next((left for left in reversed(lines) if left is not None), None)
     return None
 
 
@@ -200,11 +256,20 @@ def nodes_of(job_id: str) -> dict[str, int]:
     Raises
     ------
     SlurmError
+        If SLURM does not answer, or names another number of nodes than the job has.
     """
     text = call("scontrol", "--details", "show", "job", job_id)
     nodes = {}
     for names, rest in re.findall(r"^\s*Nodes=(\S+) (CPU_IDs=.*)$", text, re.MULTILINE):
         counts = re.findall(r"gpu(?::[^:,()\s]+)?:(\d+)", rest)
-        for name in call("scontrol", "show", "hostnames", names).split():
-            nodes[name] = sum(map(int, counts))
+        for line in call("scontrol", "show", "hostnames", names).splitlines():
+            if re.fullmatch(r"\s*[\w.-]+\s*", line):
+                nodes[line.strip()] = sum(map(int, counts))
+    expected = re.search(r"\bNumNodes=(\d+)", text)
+    if expected is None or int(expected[1]) != len(nodes):
+        raise SlurmError(
+            f"scontrol names {len(nodes)} nodes of job {job_id} ({', '.join(nodes) or 'none'}), "
+            f"which has {expected[1] if expected else 'none'}; see what scontrol show job and "
+            "scontrol show hostnames print"
+        )
     return nodes

@@ -7,16 +7,21 @@ stops with exit code 3, and the job puts itself back into the queue until nothin
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from daskcurv.clusters import slurm_commands
-from daskcurv.clusters.options import JOB_OPTIONS, NO_GRES, ClusterOptions
+from daskcurv.clusters.options import JOB_OPTIONS, ClusterOptions
 from daskcurv.clusters.slurm_commands import SlurmError
+from daskcurv.clusters.slurm_environment import tell_about_jobs
 from daskcurv.errors import ClusterError, ConfigError
 from daskcurv.logs import LAUNCHER_LOG, LOG_DIR
+
+log = logging.getLogger(__name__)
 
 LAUNCHER_CPUS = 2
 LAUNCHER_MEGABYTES = 4096
@@ -80,7 +85,7 @@ def launcher_script(options: ClusterOptions, words: Sequence[str]) -> str:
             ("ntasks-per-node", str(workers)),
             ("cpus-per-task", str(options.cpus_per_gpu)),
             ("mem", f"{options.megabytes_per_gpu * workers + LAUNCHER_MEGABYTES}M"),
-            ("gres", None if options.gres == NO_GRES else options.gres),
+            ("gres", options.requested),
             ("constraint", options.constraint),
         ]
     extra = options.sbatch_extra if options.cluster == "allocation" else options.submit_extra
@@ -122,9 +127,14 @@ def submit(script: str) -> tuple[str, Path]:
     """
     slurm_commands.check_installed("sbatch", "scontrol")
     LOG_DIR.mkdir(exist_ok=True)
-    try:
-        answer = slurm_commands.call("sbatch", "--parsable", text_in=script)
-    except SlurmError as error:
-        raise ClusterError(f"SLURM does not take the job: {error}") from error
-    job = answer.strip().split(";")[0]
+    tell_about_jobs(slurm_commands.directives(script))
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
+        file.write(script)
+        file.flush()
+        try:
+            job = slurm_commands.submit(Path(file.name))
+        except SlurmError as error:
+            raise ClusterError(f"SLURM does not take the job: {error}") from error
+    if slurm_commands.show(job).get("JobId") != job:
+        log.warning("SLURM does not know of job %s; squeue --me lists yours", job)
     return job, LOG_DIR.absolute() / LAUNCHER_LOG.format(job=job)

@@ -7,7 +7,6 @@ import math
 import shutil
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,12 +14,12 @@ from numpy.typing import NDArray
 
 from daskcurv.classes import active_samples
 from daskcurv.clusters.local import available_cores, visible_gpus
-from daskcurv.files import followed
 from daskcurv.pipeline.inputs import Inputs
 from daskcurv.pipeline.more_probes import larger_store, smaller_store
 from daskcurv.pipeline.opening import check_weights, open_existing
 from daskcurv.pipeline.options import LaunchOptions
 from daskcurv.pipeline.plan import Plan, make_plan
+from daskcurv.places import existing
 from daskcurv.storage import ResultsStore, schema
 
 log = logging.getLogger(__name__)
@@ -211,7 +210,7 @@ def _describe(estimate: Estimate, options: LaunchOptions) -> str:
         tree = options.save_base_dir
         places.append(("npy tree", tree, estimate.export_bytes, estimate.export_files))
     for name, path, size, files in places:
-        free = shutil.disk_usage(existing(path.absolute())).free
+        free = shutil.disk_usage(existing(path)).free
         lines.append(
             f"{name:<16}about {_size(size)} in {files:,} files when complete, {_size(free)} free: "
             f"{path}"
@@ -232,9 +231,3 @@ def _si(value: float) -> str:
 
 def _size(value: float) -> str:
     return f"{value / 2**30:.2f} GiB" if value >= 2**28 else f"{value / 2**20:.1f} MiB"
-
-
-def existing(path: Path) -> Path:
-    """Return the nearest directory above a path, or above where it leads, that is there."""
-    path = followed(path)
-    return next(place for place in (path, *path.parents) if place.exists())

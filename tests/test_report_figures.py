@@ -256,7 +256,7 @@ def test_each_cloud_is_a_cohorts_means_over_the_epochs_trained_on(made, figures)
         np.testing.assert_allclose(points[:, 0], loss[own], rtol=1e-6)
         np.testing.assert_allclose(points[:, 1], curvature[own], rtol=1e-6)
         assert cloud.get_label() == f"added at epoch {4 * cohort} ({own.sum()})"
-        assert to_hex(cloud.get_facecolor()[0]) == LINES[cohort][0].lower()
+        assert to_hex(np.asarray(cloud.get_facecolor())[0]) == LINES[cohort][0].lower()
     assert len(axes.collections) == 3
 
 
@@ -309,7 +309,7 @@ def test_of_many_cohorts_a_bar_says_which_colour_is_which(tmp_path, monkeypatch)
     colours = [to_hex(to_rgba(line.get_color())) for line in lines]
     assert len({*colours}) == 3
     clouds = figures["against_loss"].axes[0].collections
-    assert [to_hex(cloud.get_facecolor()[0]) for cloud in clouds] == colours
+    assert [to_hex(np.asarray(cloud.get_facecolor())[0]) for cloud in clouds] == colours
 
 
 def test_epochs_that_are_not_trained_on_are_drawn_on_request(made):

@@ -198,7 +198,8 @@ def first_epochs_trained(
         return np.full(len(class_position), -1, np.int64)
     # A position of -1 takes the last element.
     by_position = np.append(schedule.first_epoch_trained(len(classes["order"])), -1)
-    return by_position[class_position]
+    first: NDArray[np.int64] = by_position[class_position]
+    return first
 
 
 def active_samples(

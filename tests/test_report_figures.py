@@ -178,7 +178,7 @@ def test_bands_hold_nine_tenths_and_a_half_of_each_cohort(made, figures):
     assert len(panels) == 3
     for cohort, axes in enumerate(panels):
         member = made.cohort == cohort
-        assert axes.get_title() == f"added at epoch {4 * cohort} ({member.sum()} samples)"
+        assert axes.get_title() == f"added at epoch {4 * cohort}\n{member.sum()} samples"
         (line,) = curves(axes)
         np.testing.assert_allclose(line, made.quantiles(0.5, made.curvature, member), rtol=1e-12)
         for (low, high), levels in zip(bands(axes), ((0.05, 0.95), (0.25, 0.75)), strict=True):

@@ -127,12 +127,22 @@ def rank_correlation_by_cohort(measures: xr.Dataset, level: float = LEVEL) -> xr
             "combined_high": np.tanh(mean + quantile * spread),
         }
     pair = ("measure", "other")
+    names_of = {
+        "rank_correlation": "Spearman rank correlation within the cohort",
+        "combined": "mean of Fisher's z over cohorts, weighted by samples − 3, transformed back",
+        **{f"{start}{end}": f"{end} end of the {level:.0%} interval"
+           for start in ("", "combined_") for end in ("low", "high")},
+    }  # fmt: skip
+    own = {"rank_correlation": rho, **bounds}
+    arrays = {
+        name: ((*(("cohort",) if name in own else ()), *pair), values,
+               {"long_name": names_of[name], "units": "1"})
+        for name, values in (own | combined).items()
+    }  # fmt: skip
     return xr.Dataset(
         {
-            "rank_correlation": (("cohort", *pair), rho),
-            **{name: (("cohort", *pair), values) for name, values in bounds.items()},
+            **arrays,
             "samples": ("cohort", samples, {"long_name": "samples that were compared"}),
-            **{name: (pair, values) for name, values in combined.items()},
         },
         coords={
             "cohort": np.arange(len(active_from)),
@@ -140,7 +150,6 @@ def rank_correlation_by_cohort(measures: xr.Dataset, level: float = LEVEL) -> xr
             "measure": names,
             "other": names,
         },
-        attrs={"level": level},
     )
 
 

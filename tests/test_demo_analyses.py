@@ -134,9 +134,11 @@ def _ranks(values: Values) -> Values:
     return np.array([np.mean(np.flatnonzero(np.sort(values) == value)) for value in values])
 
 
-def test_rank_correlations_are_pearsons_of_the_ranks(summary):
-    expected = np.corrcoef([_ranks(summary[name].values.astype(float)) for name in RANKED])
-    np.testing.assert_allclose(summary.rank_correlation, expected, atol=1e-12)
+def test_rank_correlations_are_pearsons_of_the_ranks_within_each_cohort(data, summary):
+    for cohort, start in enumerate((0, 6)):
+        own = data.first_epoch_active.values == start
+        expected = np.corrcoef([_ranks(summary[name].values[own].astype(float)) for name in RANKED])
+        np.testing.assert_allclose(summary.rank_correlation[cohort], expected, atol=1e-12)
 
 
 def test_flags_and_other_scores_are_compared_as_defined(data, summary, demo):
@@ -157,6 +159,12 @@ def test_flags_and_other_scores_are_compared_as_defined(data, summary, demo):
         assert agreement["pearson"] == pytest.approx(np.corrcoef(scores, others)[0, 1], rel=1e-9)
         spearman = np.corrcoef(_ranks(scores), _ranks(others))[0, 1]
         assert agreement["spearman"] == pytest.approx(spearman, rel=1e-9)
+        for cohort, start in zip(agreement["within_cohorts"]["cohorts"], (0, 6), strict=True):
+            own = data.first_epoch_active.values == start
+            spearman = np.corrcoef(_ranks(scores[own]), _ranks(others[own]))[0, 1]
+            assert cohort["spearman"] == pytest.approx(spearman, rel=1e-9)
+            assert (cohort["active_from"], cohort["samples"]) == (start, own.sum())
+            assert cohort["interval"][0] < spearman < cohort["interval"][1]
         assert agreement["samples"] == 1797
         assert agreement["top_k"] == 179
     largest = [{*np.argsort(-one, kind="stable")[:179]} for one in (summary.csl.values, others)]

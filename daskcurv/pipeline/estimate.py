@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 _UNIT = 4096
 """What most file systems allot a file or a directory at a time."""
-_FRAME_BYTES = 60
+_FRAME_BYTES = 40
 """Of a chunk's file beyond the values: checksum, and what the compression adds."""
 _COMPRESSED = {"float32": 4.2, "int16": 1.0, "uint8": 0.35}
 """Bytes per active sample. Fractions do not compress; what inactive samples hold, does."""

@@ -35,7 +35,8 @@ def read_status(path: Path) -> dict[str, Any]:
     dict
         JSON-able. ``store`` has ``epochs``, ``blocks`` and ``samples`` (active ones), each with
         ``done`` and ``of``, and ``epochs_not_finite``; None if there is none yet. ``run`` is the
-        record of the last launch, with ``state`` as ``"running"`` only if its process is alive; None if none is known.
+        record of the last launch, with ``state`` as ``"running"`` only if its process is alive;
+        None if none is known.
 
     Raises
     ------

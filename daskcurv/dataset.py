@@ -368,5 +368,8 @@ def normalise(images: NDArray[np.uint8]) -> Tensor:
     """
     import torch
 
-    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device="cpu").reshape(3, 1, 1)
+        for values in (MEAN, STD)
+    )
     return (torch.from_numpy(np.array(images)).to(torch.float32) / 255 - mean) / std

@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from daskcurv.checkpoints import check_all, read_state_dict
 from daskcurv.classes import active_samples
@@ -26,10 +27,17 @@ from daskcurv.dataset import normalise
 from daskcurv.errors import DaskcurvError
 from daskcurv.estimators.auto import has_fast_bfloat16
 from daskcurv.estimators.kernels import KERNELS
-from daskcurv.pipeline.estimate import EXPORTED_BYTES
+from daskcurv.pipeline.estimate import (
+    Size,
+    copy_size,
+    export_size,
+    size_text,
+    store_size,
+    workers_of,
+)
 from daskcurv.pipeline.inputs import PROPAGATION, Inputs, gather, sample_columns
 from daskcurv.pipeline.options import LaunchOptions
-from daskcurv.places import existing
+from daskcurv.places import existing, exists
 from daskcurv.spread import evenly
 from daskcurv.storage import schema
 
@@ -84,8 +92,20 @@ def examine(options: LaunchOptions, inputs_named: bool) -> bool:
     _disk(report, options, inputs)
     if inputs is not None:
         _methods(report, options, inputs, device)
-    print(f"\n{'a run is not possible: see FAIL above' if report.failed else 'ready for a run'}")
+    print(f"\n{_verdict(report, inputs)}")
     return not report.failed
+
+
+def _verdict(report: _Report, inputs: Inputs | None) -> str:
+    if report.failed:
+        return "a run is not possible: see FAIL above"
+    if inputs is None:
+        return (
+            "nothing speaks against a run on this machine. Not checked, as no inputs are named: "
+            "weights, data, class order, the disk space that they need, and the methods' errors "
+            "and speed"
+        )
+    return "ready for a run"
 
 
 def _software(report: _Report) -> None:
@@ -159,13 +179,13 @@ def _cluster(report: _Report) -> None:
 
 def _inputs(report: _Report, options: LaunchOptions, named: bool) -> Inputs | None:
     report.section("inputs")
-    if not named and not options.model_dir.exists() and not options.data_path.exists():
-        report.note(
-            f"none at {options.model_dir} and {options.data_path}; name some with --model_dir and "
-            "--data_path to have them looked at, and errors and speed measured"
-        )
-        return None
     try:
+        if not named and not _any_exists(options):
+            report.note(
+                f"none at {options.model_dir} and {options.data_path}; name some with --model_dir "
+                "and --data_path to have them looked at, and errors and speed measured"
+            )
+            return None
         inputs = gather(options)
         found = list(inputs.checkpoints.items())
         some = dict(found[place] for place in evenly(len(found), _FILES_READ))
@@ -179,21 +199,36 @@ def _inputs(report: _Report, options: LaunchOptions, named: bool) -> Inputs | No
     return inputs
 
 
+def _any_exists(options: LaunchOptions) -> bool:
+    return exists(options.model_dir, "model directory") or exists(options.data_path, "data set")
+
+
 def _disk(report: _Report, options: LaunchOptions, inputs: Inputs | None) -> None:
     report.section("disk")
     place = existing(options.store)
     free = shutil.disk_usage(place).free
     if inputs is None:
-        report.ok(f"{free / 2**30:.1f} GiB free at {place}")
+        report.note(
+            f"{size_text(free)} free at {place}; how much a run needs depends on its inputs"
+        )
         return
-    per_sample = sum(np.dtype(v.dtype).itemsize for v in (*schema.MEASURES, schema.STATUS))
-    per_sample += EXPORTED_BYTES if options.export else 0
-    needed = len(inputs.checkpoints) * len(inputs.dataset) * per_sample
-    text = f"{needed / 2**30:.2f} GiB at most needed for {options.store}, {free / 2**30:.1f} free"
-    if needed > free:
+    num_samples = len(inputs.dataset)
+    export = export_size(len(inputs.checkpoints), num_samples) if options.export else Size()
+    size = store_size(_active(options, inputs), num_samples) + export + copy_size(inputs.dataset)
+    text = (
+        f"about {size_text(size.on_disk)} on disk needed for {options.store} and what is made "
+        f"with it, {size_text(free)} free"
+    )
+    if size.on_disk > free:
         report.fail(f"{text}; choose another --store")
     else:
         report.ok(text)
+
+
+def _active(options: LaunchOptions, inputs: Inputs) -> NDArray[np.int64]:
+    """Return the active samples of each block, in the order of epochs."""
+    first_active = np.asarray(sample_columns(inputs, options)["first_epoch_active"], np.int64)
+    return active_samples(first_active, list(inputs.checkpoints), schema.DEFAULT_BLOCK_SIZE)
 
 
 def _methods(report: _Report, options: LaunchOptions, inputs: Inputs, device: torch.device) -> None:
@@ -204,6 +239,9 @@ def _methods(report: _Report, options: LaunchOptions, inputs: Inputs, device: to
     num_active = options.schedule.num_active(epoch, len(inputs.class_order))
     active = np.isin(inputs.dataset.labels, inputs.class_order[:num_active])
     ids = np.flatnonzero(active)
+    if not len(ids):
+        report.note(f"no sample's class is active at epoch {epoch}: methods are not measured")
+        return
     ids = ids[evenly(len(ids), _SAMPLES)]
     report.section(
         f"methods: {len(ids)} samples at epoch {epoch}, h = {config.h:g}, {config.n_probes} probes"
@@ -220,10 +258,8 @@ def _methods(report: _Report, options: LaunchOptions, inputs: Inputs, device: to
         device=device,
         batch_size=options.batch_size,
     )
-    workers = options.cluster.workers or len(visible_gpus()) or available_cores()
-    epochs = list(inputs.checkpoints)
-    first_active = np.asarray(sample_columns(inputs, options)["first_epoch_active"], np.int64)
-    total = int(active_samples(first_active, epochs, schema.DEFAULT_BLOCK_SIZE).sum())
+    workers = workers_of(options) or 1
+    total = int(_active(options, inputs).sum())
     print(f"        {'error of curvature':>53}  {'samples/s':>9}  {f'{workers} workers':>16}")
     print(
         f"        {'method':<36}{'median':>8}{'worst':>9}  {'1 worker':>9}  {'for all epochs':>16}"

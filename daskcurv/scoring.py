@@ -15,13 +15,25 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from daskcurv import surroundings
+from daskcurv.arguments import (
+    check_classes,
+    check_parameters,
+    device_of,
+    images_of,
+    integers_of,
+)
 from daskcurv.config import EstimatorConfig, check_positive
 from daskcurv.errors import ConfigError
 from daskcurv.estimators import Auto, Measures, SampleLoss, get_estimator, settle, true_float32
+from daskcurv.estimators.logits import logits_of, relative_error
+from daskcurv.estimators.precision import lowered_precision
+from daskcurv.estimators.tracing import first_line
 
 log = logging.getLogger(__name__)
 
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_SAME = 1e-3
+"""Of the largest logit: more than rounding does, less than another function would."""
 
 CPU_BATCH_SIZE = 32
 CUDA_BATCH_SIZE = 512
@@ -94,8 +106,13 @@ class Scorer:
         self._dtype = dtype
         # PyTorch says so on a backward pass in a thread that has not used the GPU, and sees to it.
         warnings.filterwarnings("ignore", "Attempting to run cuBLAS")
-        with torch.inference_mode(False):
-            self._model = copy.deepcopy(model).to(self.device, dtype).eval().requires_grad_(False)
+        self._model = _private_copy(model, self.device, dtype)
+        if dtype == torch.float32 and (lowered := lowered_precision(self.device)):
+            raise ConfigError(
+                f"float32 {lowered} on this {self.device.type} are not computed in float32, and a "
+                "difference of gradients does not survive that; start Python without the "
+                f"environment variable that says so ({surroundings.suspects()})"
+            )
         loss = SampleLoss(config.temperature, classes)
         config = settle(config, self.device)
         self._estimate = get_estimator(config.method)(self._model, loss, config)
@@ -171,7 +188,7 @@ class Scorer:
         best, best_rate = candidates[0], 0.0
         for size in candidates:
             self.batch_size = size
-            rows = torch.arange(size) % len(images)
+            rows = torch.arange(size, device=images.device) % len(images)
             batch = images[rows], labels[rows], sample_ids[rows]
             self.score(*batch)  # allocates memory, compiles, picks algorithms
             started = time.perf_counter()
@@ -188,10 +205,55 @@ class Scorer:
         estimator = self._estimate
         return estimator.in_use if isinstance(estimator, Auto) else estimator.method
 
-    def num_outputs(self, images: Tensor) -> int:
-        """Return how many logits the model has for each of `images`, shape (N, *input)."""
-        with true_float32(self.device), torch.no_grad():
-            return int(self._model(images.to(self.device, self._dtype)).shape[1])
+    def check_model(self, images: Tensor) -> int:
+        """Check that the model is a function of each image alone; return its number of logits.
+
+        Parameters
+        ----------
+        images : Tensor, shape (N, *input)
+            The first two are looked at. A warning is logged if the logits of the first depend on
+            the second.
+
+        Raises
+        ------
+        ConfigError
+            If the model cannot take them, returns something other than logits, fewer than two, or
+            others each time.
+        """
+        alone = self._look(images[:1])
+        if alone.shape[1] < 2:
+            raise ConfigError(
+                "the model has one logit, over which every softmax is 1 and every loss 0; for a "
+                "binary classifier, wrap it to return [0, logit] for the classes 0 and 1"
+            )
+        with true_float32(self.device):
+            pair = logits_of(self._model, images[:2].to(self.device, self._dtype))
+        if relative_error(pair[:1], alone) > _SAME:
+            if relative_error(self._look(images[:1]), alone) > _SAME:
+                raise ConfigError(
+                    f"{type(self._model).__name__} gives other logits for the same image each "
+                    "time: dropout that ignores eval mode, or a module that counts its calls? "
+                    "There is no curvature of a function that changes"
+                )
+            log.warning(
+                "the logits of a sample depend on the others in its batch (a normalisation over "
+                "the batch?), and so do its results"
+            )
+        return alone.shape[1]
+
+    def _look(self, images: Tensor) -> Tensor:
+        images = images.to(self.device, self._dtype)
+        try:
+            with true_float32(self.device), torch.no_grad():
+                return logits_of(self._model, images)
+        except (ConfigError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            # A model's own code can fail in any way.
+            raise ConfigError(
+                f"{type(self._model).__name__} cannot take images of shape {tuple(images.shape)} "
+                f"and dtype {images.dtype}: {first_line(error)}"
+            ) from error
 
     def _try_micro_batch(
         self,
@@ -225,6 +287,32 @@ class Scorer:
 
 
 _FIELDS = fields(SampleScores)
+
+
+def _private_copy(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Return a copy in eval mode, on a device and in a dtype, whose parameters are frozen."""
+    try:
+        with torch.inference_mode(False):
+            private = copy.deepcopy(model).to(device, dtype).eval().requires_grad_(False)
+    except (RuntimeError, ValueError, TypeError) as error:
+        # What is not initialised or was computed from parameters cannot be copied.
+        raise ConfigError(
+            f"{type(model).__name__} cannot be copied to {device}: {first_line(error)}"
+        ) from error
+    if device.type == "cuda":
+        enable_gradients_of_recurrent_layers(private)
+    return private
+
+
+def enable_gradients_of_recurrent_layers(model: nn.Module) -> None:
+    """Put recurrent layers into training mode, without dropout, which changes no value.
+
+    cuDNN has no gradient for them in eval mode.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module.dropout = 0.0
+            module.train()
 
 
 def _gather(parts: list[Measures], name: str) -> NDArray[Any]:
@@ -311,62 +399,31 @@ def score_samples(
         temperature=temperature,
         seed=seed,
     )
-    inputs = _tensor("images", images)
-    if inputs.dtype not in (torch.float32, torch.float64) or inputs.ndim < 2:
-        raise ConfigError(
-            f"images have dtype {inputs.dtype} and shape {tuple(inputs.shape)}; expected float32 "
-            "or float64 of shape (N, C, H, W), already normalised"
-        )
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+    inputs = images_of(images)
     if inputs.dtype == torch.float64 and config.method == "auto":
         config = replace(config, method="finite-difference", precision="auto")
-    targets = _integers("labels", labels, len(inputs))
-    ids = torch.arange(len(inputs)) if sample_ids is None else sample_ids
-    ids = _integers("sample_ids", ids, len(inputs))
-    if device is None:
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    targets = integers_of("labels", labels, len(inputs))
+    ids = torch.arange(len(inputs), device="cpu") if sample_ids is None else sample_ids
+    ids = integers_of("sample_ids", ids, len(inputs))
+    place = device_of(device, model)
     if batch_size is None:
-        batch_size = min(default_batch_size(torch.device(device)), max(len(inputs), 1))
+        batch_size = min(default_batch_size(place), max(len(inputs), 1))
     scorer = Scorer(
-        model, config, classes=classes, device=device, batch_size=batch_size, dtype=inputs.dtype
+        model, config, classes=classes, device=place, batch_size=batch_size, dtype=inputs.dtype
     )
     if len(inputs):
-        _check_classes(targets, classes, scorer.num_outputs(inputs[:1]))
-    return scorer.score(inputs.detach(), targets, ids)
-
-
-def _check_classes(labels: Tensor, classes: Sequence[int] | None, num_outputs: int) -> None:
-    """Raise `ConfigError` unless `classes` are outputs, each once, and contain all labels."""
-    allowed = list(range(num_outputs)) if classes is None else sorted(map(int, classes))
-    if len({*allowed}) < len(allowed) or not {*allowed} <= {*range(num_outputs)}:
-        raise ConfigError(
-            f"classes are {allowed}; expected outputs of the model, 0 … {num_outputs - 1}, each "
-            "at most once"
+        check_parameters(model)
+        check_classes(targets, classes, scorer.check_model(inputs[:2]))
+    scores = scorer.score(inputs.detach(), targets, ids)
+    broken = ~(np.isfinite(scores.loss) & np.isfinite(scores.curvature))
+    if broken.any():
+        log.warning(
+            "the results of %d of %d samples are not finite numbers, first those of sample %d: "
+            "their logits overflow, or an operation has no gradient there",
+            broken.sum(),
+            len(broken),
+            broken.argmax(),
         )
-    if stray := sorted({*labels.tolist()} - {*allowed}):
-        what = f"the model's outputs, 0 … {num_outputs - 1}" if classes is None else "classes"
-        raise ConfigError(f"labels contain {stray[0]}, which is not among {what}")
-
-
-def _tensor(name: str, values: ArrayLike | Tensor) -> Tensor:
-    """Return `values` as a tensor, or raise `ConfigError` naming the argument."""
-    if isinstance(values, Tensor):
-        return values
-    array = np.asarray(values)
-    try:
-        # Read-only, byte-swapped or reversed arrays have no tensor that shares their memory.
-        native = np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
-        return torch.from_numpy(native)
-    except TypeError:
-        raise ConfigError(f"{name} have dtype {array.dtype}; expected numbers") from None
-
-
-def _integers(name: str, values: ArrayLike | Tensor, length: int) -> Tensor:
-    """Return a 1-D int64 tensor on the CPU, or raise `ConfigError` naming the argument."""
-    tensor = _tensor(name, values).cpu()
-    fits = tensor.shape == (length,) and tensor.dtype in _INTEGERS
-    if not fits or (tensor < 0).any():
-        raise ConfigError(
-            f"{name} have dtype {tensor.dtype} and shape {tuple(tensor.shape)}; expected one "
-            f"integer, 0 or more, for each of the {length} images"
-        )
-    return tensor.to(torch.int64)
+    return scores

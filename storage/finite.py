@@ -46,7 +46,8 @@ def not_finite(values: Mapping[str, NDArray[Any]], names: Iterable[str]) -> NDAr
     with np.errstate(over="ignore"):  # what overflows when it is stored is what is looked for
         for name in names:
             found |= ~np.isfinite(np.asarray(values[name]).astype(schema.MEASURE[name].dtype))
-    return found & (values["status"] == schema.COMPUTED)
+    found &= values["status"] == schema.COMPUTED
+    return found
 
 
 def count_not_finite(store: ResultsStore, row: int) -> int:

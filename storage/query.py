@@ -129,7 +129,7 @@ def _variables(
         np.float32,
         read_error,
         {
-            "long_name": f"standard error of curvature, from {_draws(store.identity)} draws",
+            "long_name": f"standard error of curvature, {_from_draws(store.identity)}",
             "units": attrs["curvature"]["units"],
         },
     )
@@ -178,6 +178,13 @@ def standard_error(
     # Rounding of the stored means can leave a small negative number where all norms are equal.
     variance = np.maximum(square.astype(np.float64) - wide**2, 0)
     return np.sqrt(variance / (draws - 1)).astype(np.float32)
+
+
+def _from_draws(identity: Identity) -> str:
+    # What an imported store has in place of the number of probes is no record of one.
+    if "imported" in identity:
+        return "NaN because the number of probes is not known"
+    return f"from {_draws(identity)} draws"
 
 
 def _draws(identity: Identity) -> int:

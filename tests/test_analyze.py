@@ -147,16 +147,23 @@ def test_every_variable_of_a_summary_is_what_its_name_says(untrained):
     found = summarise(data.chunk({"epoch": 2}), include_untrained=untrained)
     definitions = Definitions(data, untrained)
     expected = definitions.expected()
-    assert {*found.data_vars} == {*expected, "rank_correlation"}
+    endings = ("", "_low", "_high", "_samples", "_combined", "_combined_low", "_combined_high")
+    correlations = {f"rank_correlation{ending}" for ending in endings}
+    assert {*found.data_vars} == {*expected} | correlations
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-9, err_msg=name)
         assert len(np.unique(found[name])) > 1 or (name == "untrained_epochs" and untrained), name
     assert found.learning_time.attrs["tau"] == pytest.approx(definitions.tau(2))
     assert found.learning_time_plain.attrs["tau"] == pytest.approx(definitions.tau(1))
     known = definitions.on.any(axis=0)
-    ranked = np.array([expected[name] for name in RANKED], float)[:, known]
-    correlation = spearmanr(ranked, axis=1).statistic
-    np.testing.assert_allclose(found.rank_correlation, correlation, atol=1e-12)
+    ranked = np.array([expected[name] for name in RANKED], float)
+    for cohort, start in enumerate(found.active_from.values):
+        member = known & (data.first_epoch_active.values == start)
+        assert found.rank_correlation_samples[cohort] == member.sum()
+        if member.sum() > 3:
+            correlation = spearmanr(ranked[:, member], axis=1).statistic
+            np.testing.assert_allclose(found.rank_correlation[cohort], correlation, atol=1e-12)
+    assert (found.rank_correlation_samples > 3).sum() >= 3
     assert found.rank_correlation.measure.values.tolist() == list(RANKED)
     for values in found.values():
         assert "long_name" in values.attrs
@@ -234,7 +241,7 @@ def test_what_a_store_does_not_have_is_not_ranked():
     assert "forgetting_events" not in found
     measures = found.rank_correlation.measure.values.tolist()
     assert measures == ["cumulative_curvature", "mean_curvature", "median_curvature"]
-    assert found.rank_correlation.notnull().all()
+    assert found.rank_correlation_combined.notnull().all()
     marks = np.arange(40) < 20
     compared = compare(found, marks, np.arange(40.0))
     assert [*compared["auroc"]] == [*compared["agreement"]] == measures
@@ -295,7 +302,7 @@ def test_flags_and_scores_are_held_against_the_results(store, tmp_path, capfd):
     assert "flagged.npy flags 3 of 11 samples; 2 of these have results" in said
     assert "csl finds flagged samples: AUROC" in said
     assert "csl agrees with" in said
-    assert "on 8 samples: Spearman" in said
+    assert "on 8 samples: Spearman within cohorts" in said
     metrics = json.loads((tmp_path / "out" / f"metrics_{NAME}.json").read_text())
     summary = summarise(open_results(store))
     flagged = np.isin(np.arange(11), [1, 4, 6])

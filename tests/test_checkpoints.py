@@ -239,12 +239,13 @@ def test_weights_that_are_no_dense_tensors_are_refused_and_named(tmp_path, kind)
     dense = torch.ones(10, 32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nested tensors are a prototype, quantized ones deprecated
-        value = {
+        make: dict[str, Callable[[], Tensor]] = {
             "meta": lambda: torch.empty_like(dense, device="meta"),
             "sparse": dense.to_sparse,
             "quantized": lambda: torch.quantize_per_tensor(dense, 0.1, 0, torch.qint8),
             "nested": lambda: torch.nested.nested_tensor([dense, dense]),
-        }[kind]()
+        }
+        value = make[kind]()
         path = saved(tmp_path / "w.pt", weights(**{"fc.weight": value}))
         with pytest.raises(CheckpointError) as refusal:
             read_state_dict(path)

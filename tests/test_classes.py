@@ -6,6 +6,8 @@ checked against definitions evaluated one class, sample or epoch at a time.
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,50 @@ def test_experiment_0_has_the_documented_class_order():
     order = class_order_of(0)
     assert order[:20].tolist() == FIRST_TWENTY
     assert order.dtype == np.int64
+
+
+def mersenne_twister(seed: int) -> random.Random:
+    """Return the generator that PyTorch and NumPy have for a seed, from its published recurrence.
+
+    Python's own constructor would fill the state in another way.
+    """
+    state = [seed]
+    for place in range(1, 624):
+        state.append((1812433253 * (state[-1] ^ state[-1] >> 30) + place) & 0xFFFFFFFF)
+    generator = random.Random()
+    generator.setstate((3, (*state, 624), None))
+    return generator
+
+
+@pytest.fixture(scope="module")
+def seeds() -> list[int]:
+    """The seeds of all experiments: 0 … 99,999, shuffled from the front."""
+    generator, shuffled = mersenne_twister(42), list(range(100_000))
+    for place in range(99_999):
+        other = place + generator.getrandbits(32) % (100_000 - place)
+        shuffled[place], shuffled[other] = shuffled[other], shuffled[place]
+    return shuffled
+
+
+@pytest.mark.parametrize(
+    ("index", "begins"),
+    [
+        (0, FIRST_TWENTY[:6]),
+        (1, [20, 33, 63, 56, 0, 94]),
+        (2, [38, 78, 14, 57, 85, 39]),
+        (99_999, [86, 69, 27, 41, 26, 72]),
+    ],
+)
+@pytest.mark.parametrize("num_classes", [100, 10])
+def test_class_orders_are_those_of_the_published_generators(seeds, index, begins, num_classes):
+    generator, order = mersenne_twister(seeds[index]), list(range(num_classes))
+    for place in range(num_classes - 1, 0, -1):  # shuffled from the back
+        mask = (1 << place.bit_length()) - 1
+        while (other := generator.getrandbits(32) & mask) > place:
+            pass
+        order[place], order[other] = order[other], order[place]
+    assert class_order_of(index, num_classes).tolist() == order
+    assert num_classes < 100 or order[:6] == begins
 
 
 def test_every_class_order_is_a_permutation_and_a_different_one():

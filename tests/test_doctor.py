@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from daskcurv.classes import class_order_of
 from daskcurv.cli import main
-from daskcurv.comparison import round_to_tf32, with_tf32_convolutions
+from daskcurv.comparison import Comparison, round_to_tf32, with_tf32_convolutions
+from daskcurv.dataset import read_cifar
+from daskcurv.errors import ConfigError
 from daskcurv.estimators.kernels import KERNELS
 from tests.builders import make_model
 from tests.conftest import Project
@@ -37,10 +43,12 @@ def inputs(project: Project) -> list[object]:
     return ["--data_path", project.data, "--model_dir", project.models, *SCHEDULE]
 
 
-def test_without_inputs_the_machine_is_described_and_fit(doctor):
+def test_without_inputs_the_machine_is_described_and_what_was_not_checked_is_said(doctor):
     code, output = doctor()
     assert code == 0
-    assert "ready for a run" in output
+    assert "ready for a run" not in output
+    verdict = output.splitlines()[-1]
+    assert "Not checked, as no inputs are named: weights, data, class order" in verdict
     assert "FAIL" not in output
     assert "none at results2/base_deep_learning_system/model_parameters" in output
     for line in (f"ok    torch {torch.__version__.split('+')[0]}", "TLS between", "CPU cores"):
@@ -78,9 +86,74 @@ def test_every_methods_error_and_speed_are_measured(doctor, project):
     assert rows["difference propagation, float32"][0] < 1e-4
     assert rows["difference propagation, bfloat16"][0] < 1e-2
     assert rows["direct, TF32 convolutions"][0] > 1e-2
-    # Four epochs: 4 classes of 10 at epochs 0 and 1, 8 at 2, all at 4.
-    speed = re.search(r"direct finite differences.* ([\d.]+) +(\d+):(\d\d):(\d\d)\n", output)
-    assert speed is not None
+    assert output.endswith("\nready for a run\n")
+
+
+def active_samples_of(project: Project) -> int:
+    """Over the four epochs: 4 classes of 10 at epochs 0 and 1, 8 at 2, all at 4."""
+    position = np.argsort(class_order_of(0, 10))[read_cifar(project.data).labels]
+    return int(sum((position < active).sum() for active in (4, 4, 8, 10)))
+
+
+def test_the_printed_figures_follow_from_what_was_measured(doctor, project, monkeypatch):
+    rows = [
+        Comparison("difference propagation, float32", 2.34e-6, 4.56e-4, 0.037),
+        Comparison("direct finite differences, float32", 1.2e-7, 3.4e-5, 0.25),
+        Comparison("direct, TF32 convolutions", 0.123, 0.456),
+    ]
+    monkeypatch.setattr("daskcurv.doctor.compare", lambda *_, **__: rows)
+    code, output = doctor(*inputs(project), "--workers", "3", "--n_probes", "4")
+    assert code == 0
+    assert f"ok    data: {project.data}, 60 samples" in output
+    assert "ok    weights: 4 epochs, of which 4 were read through" in output
+    assert re.search(r"1 worker +for all epochs\n", output)
+    assert re.search(r"samples/s +3 workers\n", output)
+    total = active_samples_of(project)
+    for name, errors, rate in (
+        ("difference propagation, float32", "2e-06 +5e-04", 0.037),
+        ("direct finite differences, float32", "1e-07 +3e-05", 0.25),
+    ):
+        left = timedelta(seconds=round(total / (3 * rate)))
+        line = rf"^ +{name} +{errors} +{rate:.1f} +{left}$"
+        assert re.search(line, output, re.MULTILINE), output
+    assert re.search(r"^ +direct, TF32 convolutions +1e-01 +5e-01 +$", output, re.MULTILINE)
+
+
+def test_the_disk_space_is_that_of_the_plan(doctor, project, monkeypatch, capsys):
+    monkeypatch.setattr("daskcurv.doctor.compare", lambda *_, **__: [])
+    _, output = doctor(*inputs(project), "--store", project.store)
+    launch = project.launch_arguments("--rate", "1")
+    assert main(["plan", *launch]) == 0
+    planned = re.findall(r"([\d.]+) (KiB|MiB) on disk", capsys.readouterr().out)
+    units = {"KiB": 2**10, "MiB": 2**20}
+    (found,) = re.findall(r"about ([\d.]+) (KiB|MiB) on disk needed", output)
+    assert len(planned) == 3  # store, npy tree, workers' copy
+    assert float(found[0]) * units[found[1]] == pytest.approx(
+        sum(float(value) * units[unit] for value, unit in planned), rel=0.1
+    )
+
+
+def test_a_network_for_whose_classes_there_are_no_samples_is_not_measured(doctor, project):
+    path = project.data / "train"
+    content = pickle.loads(path.read_bytes())
+    absent = int(class_order_of(0, 10)[0])
+    content["fine_labels"] = [(absent + 1) % 10] * len(content["fine_labels"])
+    path.write_bytes(pickle.dumps(content))
+    schedule = ["--initial_classes", "1", "--class_increment", "1", "--class_frequency", "9"]
+    named = ["--data_path", project.data, "--model_dir", project.models]
+    code, output = doctor(*named, *schedule, "--epochs", "0")
+    assert code == 0
+    assert "note  no sample's class is active at epoch 0" in output
+
+
+def test_inputs_that_may_not_be_looked_at_are_a_failure(doctor, monkeypatch):
+    def refuse(path: Path, what: str) -> bool:
+        raise ConfigError(f"{what} {path} cannot be looked at: Permission denied")
+
+    monkeypatch.setattr("daskcurv.doctor.exists", refuse)
+    code, output = doctor()
+    assert code == 1
+    assert "FAIL  model directory" in output
 
 
 @pytest.mark.parametrize(
@@ -107,7 +180,9 @@ def test_a_store_that_does_not_fit_on_the_disk_is_a_failure(doctor, project, mon
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     code, output = doctor(*inputs(project), "--n_probes", "1")
     assert code == 1
-    assert re.search(r"FAIL  0.00 GiB at most needed .* choose another --store", output)
+    assert re.search(
+        r"FAIL  about \d\.\d MiB on disk needed .* 1\.0 KiB free; choose another --store", output
+    )
 
 
 def test_tf32_rounding_keeps_ten_bits_and_rounds_ties_to_even():

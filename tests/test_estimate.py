@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,18 +20,30 @@ from daskcurv.checkpoints import Checkpoint
 from daskcurv.classes import Schedule, class_order_of
 from daskcurv.cli import main
 from daskcurv.config import EstimatorConfig
-from daskcurv.dataset import read_cifar
+from daskcurv.dataset import prepare, read_cifar
 from daskcurv.demo import demo_options
 from daskcurv.models import ModelSpec
 from daskcurv.pipeline import estimate as estimating
-from daskcurv.pipeline.estimate import Estimate, dry_run, flop_per_gradient, measured_rate
+from daskcurv.pipeline.estimate import (
+    Estimate,
+    Size,
+    copy_size,
+    dry_run,
+    flop_per_gradient,
+    measured_rate,
+    size_text,
+    store_size,
+    warn_of_full_disk,
+)
 from daskcurv.pipeline.inputs import Inputs, gather
+from daskcurv.pipeline.opening import ready_store
 from daskcurv.pipeline.options import LaunchOptions
-from daskcurv.storage import ResultsStore
+from daskcurv.storage import ResultsStore, schema
 from tests.builders import TINY, make_model, write_checkpoints, write_cifar
 from tests.conftest import Project
 from tests.crashes import finished_blocks
 from tests.test_launch import assert_ok
+from tests.test_store import inactive_values
 
 SCHEDULE = Schedule(initial_classes=4, class_increment=4, class_frequency=2)
 
@@ -159,15 +173,111 @@ def test_added_probes_are_all_that_is_counted(project):
     assert more.flop == (1 + 5) * flop_per_gradient(inputs) * more.samples_left
 
 
-def test_files_and_sizes_are_those_of_the_finished_run(demo):
+def on_disk(path: Path) -> tuple[int, int, int]:
+    """Bytes in the files, bytes allotted in units of 4 KiB, directories included, and files."""
+    files = [file for file in path.rglob("*") if file.is_file()]
+    sizes = [file.stat().st_size for file in files]
+    directories = 1 + sum(1 for entry in path.rglob("*") if entry.is_dir())
+    return sum(sizes), 4096 * (sum(-(-size // 4096) for size in sizes) + directories), len(files)
+
+
+def assert_size(size: Size, path: Path) -> None:
+    found = on_disk(path)
+    assert size.files == found[2]
+    assert size.bytes == pytest.approx(found[0], rel=0.1)
+    assert size.on_disk == pytest.approx(found[1], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "epochs", "block_size"),
+    [(60, 4, 60), (500, 3, 40), (6000, 2, 5000), (12000, 3, 1500)],
+)
+def test_sizes_are_those_of_stores_of_any_size(tmp_path, num_samples, epochs, block_size):
+    generator = np.random.default_rng(0)
+    store = ResultsStore.create(
+        tmp_path / "s.zarr",
+        identity={"made": "for a test"},
+        samples={
+            "sample": np.arange(num_samples),
+            "label": generator.integers(0, 10, num_samples),
+            **{
+                name: np.zeros(num_samples)
+                for name in ("split", "class_position", "first_epoch_active")
+            },
+        },
+        epochs={
+            v.name: ["0" * 64 if v.dtype == "str" else epoch for epoch in range(epochs)]
+            for v in schema.EPOCH_VARIABLES
+        },
+        block_size=block_size,
+    )
+    samples = np.zeros((epochs, store.num_blocks), np.int64)
+    for epoch, block in np.ndindex(*samples.shape):
+        start, stop = store.bounds(block)
+        active = generator.random(stop - start) < (epoch + 1) / epochs
+        samples[epoch, block] = active.sum()
+        values = {"status": np.where(active, schema.COMPUTED, schema.INACTIVE)}
+        for variable in schema.MEASURES:
+            results = generator.lognormal(size=len(active)) * 3
+            values[variable.name] = np.where(active, results, variable.fill).astype(variable.dtype)
+        store.write_block(epoch, block, values)
+    assert_size(store_size(samples, num_samples), store.path)
+
+
+def test_the_size_of_the_workers_copy_is_that_of_its_directory(project):
+    dataset = read_cifar(project.data)
+    prepare(dataset, project.root / "inputs")
+    assert_size(copy_size(dataset), project.root / "inputs")
+
+
+def test_files_and_sizes_are_those_of_the_finished_run(demo, capsys):
     root, _ = demo
     options = demo_options(Path(root) / "demo")
     estimate = dry_run(options, gather(options))
-    for path, size, count in (
-        (options.store, estimate.store_bytes, estimate.store_files),
-        (options.save_base_dir, estimate.export_bytes, estimate.export_files),
-    ):
-        files = [file for file in path.rglob("*") if file.is_file()]
-        assert len(files) == count
-        assert sum(file.stat().st_size for file in files) == pytest.approx(size, rel=0.25)
+    assert_size(estimate.store, options.store)
+    assert_size(estimate.export, options.save_base_dir)
     assert estimate.samples_left == 0
+    printed = capsys.readouterr().out
+    for name, size, path in (
+        ("store", estimate.store, options.store),
+        ("npy tree", estimate.export, options.save_base_dir),
+        ("data copy", estimate.copy, f"{options.store}.inputs"),
+    ):
+        (line,) = re.findall(rf"^{name} +about (.*): {path}$", printed, re.MULTILINE)
+        assert line.startswith(f"{size.bytes / 2**20:.1f} MiB in {size.files} files when complete")
+        assert f", {size.on_disk / 2**20:.1f} MiB on disk, of " in line
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(512, "0.5 KiB"), (2**18, "0.2 MiB"), (10 * 2**20, "10.0 MiB"), (3 * 2**29, "1.50 GiB")],
+)
+def test_sizes_are_given_in_a_unit_that_shows_them(value, text):
+    assert size_text(value) == text
+
+
+def test_added_probes_are_planned_in_the_blocks_that_the_launch_will_use(project):
+    store = ready_store(options_of(project), gather(options_of(project)), None)[0]
+    store.write_block(0, 2, inactive_values(7))
+    options = options_of(project, estimator=EstimatorConfig(n_probes=7), block_size=None)
+    inputs = gather(options)
+    estimate = dry_run(options, inputs)
+    assert estimate.plan.missing.shape == (4, 9) == store.done_blocks().shape
+    assert estimate.plan.missing.all()
+    # Seven probes for the blocks that the store lacks, and the five added ones for the other.
+    samples = estimate.plan.samples
+    gradients = (1 + 7) * samples.sum() - 2 * samples[0, 2]
+    assert samples[0, 2] > 0
+    assert estimate.flop == gradients * flop_per_gradient(inputs)
+
+
+def test_a_launch_warns_of_a_disk_on_which_it_will_not_fit(project, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("daskcurv"), "propagate", True)
+    options = options_of(project)
+    estimate = estimate_of(project)
+    needed = estimate.store.on_disk + estimate.copy.on_disk
+    for free, warned in ((needed, False), (needed - 1, True)):
+        caplog.clear()
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        warn_of_full_disk(options, read_cifar(project.data), estimate.plan)
+        assert (f"{project.store} needs about {size_text(needed)} more" in caplog.text) == warned

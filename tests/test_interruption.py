@@ -124,7 +124,7 @@ def test_an_interrupted_launch_says_so_and_resumes(
     os.killpg(running.pid, signum)
     output, _ = running.communicate(timeout=60)
     assert running.returncode == exit_code
-    assert "interrupted; nothing that was finished is lost, the same command goes on" in output
+    assert "interrupted; finished work is kept; run the same command again to continue" in output
     if signum == signal.SIGINT:
         assert "Traceback" not in output
     assert_resumes(disturbed, reference)

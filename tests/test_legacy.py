@@ -109,6 +109,7 @@ def test_what_was_imported_can_be_asked_like_any_results(tree, path):
         np.testing.assert_array_equal(values.status == 1, active(epoch))
         assert np.isnan(values.loss).all()
         assert np.isnan(values.curvature_stderr).all()
+        assert "number of probes is not known" in values.curvature_stderr.attrs["long_name"]
         assert (values.prediction == -1).all()
 
 

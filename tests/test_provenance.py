@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +47,7 @@ def verify(launched: Project, capfd: pytest.CaptureFixture[str]):
 def test_checkpoints_that_are_as_recorded_agree(verify):
     code, said = verify()
     assert code == 0
-    assert "0 files are not those on record" in said
+    assert "every checkpoint is the file on record" in said
 
 
 def test_a_file_that_was_copied_is_read_and_agrees(launched, verify, tmp_path):
@@ -53,6 +55,42 @@ def test_a_file_that_was_copied_is_read_and_agrees(launched, verify, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
         os.utime(tmp_path / path.name, ns=(0, 0))
     assert verify(models=tmp_path)[0] == 0
+
+
+def copied(launched: Project, directory: Path) -> dict[int, Path]:
+    """Copies of all checkpoints, size and time included."""
+    return {
+        epoch: Path(shutil.copy2(path, directory))
+        for epoch, path in discover(launched.models, 0).items()
+    }
+
+
+def test_a_file_exchanged_for_another_of_its_size_and_time_is_noticed(launched, verify, tmp_path):
+    paths = copied(launched, tmp_path)
+    before = paths[1].stat()
+    paths[1].write_bytes(paths[4].read_bytes())
+    os.utime(paths[1], ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = paths[1].stat()
+    assert (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+    code, said = verify(models=tmp_path)
+    assert code == 1
+    assert "index-0_epoch-1.pt: is not the file that the results of epoch 1" in said
+    assert "1 files are damaged or not those on record" in said
+
+
+def test_results_of_a_file_that_was_damaged_already_are_named(launched, tmp_path):
+    paths = copied(launched, tmp_path)
+    content = bytearray(paths[2].read_bytes())
+    content[len(content) // 2] ^= 1
+    paths[2].write_bytes(content)
+    store = ResultsStore.open(shutil.copytree(launched.store, tmp_path / "s.zarr"))
+    store.set_epoch(store.rows[2], checkpoint_sha256=hashlib.sha256(content).hexdigest())
+    damage, absent = checkpoint_damage(store, paths)
+    assert absent == []
+    (one,) = damage
+    assert one.where == str(paths[2])
+    assert "is damaged" in one.what
+    assert one.what.endswith("so are the results of epoch 2")
 
 
 def test_another_file_and_an_absent_one_are_told_apart(verify, tmp_path):

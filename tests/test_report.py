@@ -345,6 +345,10 @@ def test_what_npy_files_do_not_say_is_not_known(launched, tmp_path, monkeypatch)
     assert "Which data set the results are of is not known" in text
     assert "held out." not in text[text.index("<h3>Most curved</h3>") :]
     assert 'id="trajectories"' in text
+    assert "Hollow" not in text
+    galleries = text[text.index("<h3>Most curved</h3>") : text.index("<h3>By class")]
+    numbers = re.findall(r'alt="sample (\d+)', galleries)
+    assert len({*numbers}) == len(numbers), "none is both most and least curved"
 
 
 def test_images_of_other_labels_than_an_imports_are_refused(launched, tmp_path, capsys):

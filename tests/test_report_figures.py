@@ -178,7 +178,7 @@ def test_bands_hold_nine_tenths_and_a_half_of_each_cohort(made, figures):
     assert len(panels) == 3
     for cohort, axes in enumerate(panels):
         member = made.cohort == cohort
-        assert axes.get_title() == f"added at epoch {4 * cohort} ({member.sum()} samples)"
+        assert axes.get_title() == f"added at epoch {4 * cohort}\n{member.sum()} samples"
         (line,) = curves(axes)
         np.testing.assert_allclose(line, made.quantiles(0.5, made.curvature, member), rtol=1e-12)
         for (low, high), levels in zip(bands(axes), ((0.05, 0.95), (0.25, 0.75)), strict=True):
@@ -256,7 +256,7 @@ def test_each_cloud_is_a_cohorts_means_over_the_epochs_trained_on(made, figures)
         np.testing.assert_allclose(points[:, 0], loss[own], rtol=1e-6)
         np.testing.assert_allclose(points[:, 1], curvature[own], rtol=1e-6)
         assert cloud.get_label() == f"added at epoch {4 * cohort} ({own.sum()})"
-        assert to_hex(cloud.get_facecolor()[0]) == LINES[cohort][0].lower()
+        assert to_hex(np.asarray(cloud.get_facecolor())[0]) == LINES[cohort][0].lower()
     assert len(axes.collections) == 3
 
 
@@ -309,7 +309,7 @@ def test_of_many_cohorts_a_bar_says_which_colour_is_which(tmp_path, monkeypatch)
     colours = [to_hex(to_rgba(line.get_color())) for line in lines]
     assert len({*colours}) == 3
     clouds = figures["against_loss"].axes[0].collections
-    assert [to_hex(cloud.get_facecolor()[0]) for cloud in clouds] == colours
+    assert [to_hex(np.asarray(cloud.get_facecolor())[0]) for cloud in clouds] == colours
 
 
 def test_epochs_that_are_not_trained_on_are_drawn_on_request(made):

@@ -275,7 +275,7 @@ def test_ctrl_c_cancels_the_jobs_and_says_how_to_go_on(project, slurm, running):
     os.killpg(running.pid, signal.SIGINT)
     output, _ = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert "interrupted; nothing that was finished is lost, the same command goes on" in output
+    assert "interrupted; finished work is kept; run the same command again to continue" in output
     assert "Traceback" not in output
     assert slurm.jobs() == []
     assert not credentials(project).exists()

@@ -17,8 +17,8 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from daskcurv.analysis.agreement import rank_correlation
+from daskcurv.analysis.per_sample import counted
 from daskcurv.errors import ConfigError
-from daskcurv.storage import schema
 
 LEVEL = 0.95
 
@@ -43,7 +43,7 @@ def cohorts(dataset: xr.Dataset | xr.DataArray) -> tuple[NDArray[np.int64], NDAr
     return active_from, np.where(first >= 0, np.searchsorted(active_from, first), -1)
 
 
-def comparable(dataset: xr.Dataset, include_untrained: bool = False) -> xr.DataArray:
+def comparable(dataset: xr.Dataset, *, include_untrained: bool = False) -> xr.DataArray:
     """Return which samples have results at all epochs at which any sample of their cohort has.
 
     In a store that is not finished, means of other samples are over fewer epochs.
@@ -59,15 +59,13 @@ def comparable(dataset: xr.Dataset, include_untrained: bool = False) -> xr.DataA
     xarray.DataArray of bool, dimension ``sample``
         False for samples without results.
     """
-    counted = dataset.status == schema.COMPUTED
-    if not include_untrained:
-        counted &= dataset.trained
+    counts = counted(dataset, include_untrained)
     active_from, cohort = cohorts(dataset)
     # Samples of no cohort take one of their own.
     numbers = xr.DataArray(np.where(cohort < 0, len(active_from), cohort), dims="sample")
     member = xr.DataArray(np.arange(len(active_from) + 1), dims="cohort") == numbers
-    reached = xr.dot(counted.astype(np.float32), member.astype(np.float32), dim="sample") > 0
-    own: xr.DataArray = counted.sum("epoch")
+    reached = xr.dot(counts.astype(np.float32), member.astype(np.float32), dim="sample") > 0
+    own: xr.DataArray = counts.sum("epoch")
     every: xr.DataArray = own == reached.sum("epoch").isel(cohort=numbers)
     return every & (own > 0) & (cohort >= 0)
 
@@ -129,12 +127,22 @@ def rank_correlation_by_cohort(measures: xr.Dataset, level: float = LEVEL) -> xr
             "combined_high": np.tanh(mean + quantile * spread),
         }
     pair = ("measure", "other")
+    names_of = {
+        "rank_correlation": "Spearman rank correlation within the cohort",
+        "combined": "mean of Fisher's z over cohorts, weighted by samples − 3, transformed back",
+        **{f"{start}{end}": f"{end} end of the {level:.0%} interval"
+           for start in ("", "combined_") for end in ("low", "high")},
+    }  # fmt: skip
+    own = {"rank_correlation": rho, **bounds}
+    arrays = {
+        name: ((*(("cohort",) if name in own else ()), *pair), values,
+               {"long_name": names_of[name], "units": "1"})
+        for name, values in (own | combined).items()
+    }  # fmt: skip
     return xr.Dataset(
         {
-            "rank_correlation": (("cohort", *pair), rho),
-            **{name: (("cohort", *pair), values) for name, values in bounds.items()},
+            **arrays,
             "samples": ("cohort", samples, {"long_name": "samples that were compared"}),
-            **{name: (pair, values) for name, values in combined.items()},
         },
         coords={
             "cohort": np.arange(len(active_from)),
@@ -142,7 +150,6 @@ def rank_correlation_by_cohort(measures: xr.Dataset, level: float = LEVEL) -> xr
             "measure": names,
             "other": names,
         },
-        attrs={"level": level},
     )
 
 

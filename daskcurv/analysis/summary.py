@@ -10,7 +10,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from daskcurv.analysis import groups, per_sample
-from daskcurv.analysis.agreement import agreement, auroc, auroc_interval, rank_correlation
+from daskcurv.analysis.agreement import agreement, auroc, auroc_interval
+from daskcurv.analysis.cohorts import rank_correlation_by_cohort
 from daskcurv.errors import DataError
 
 LOSS_THRESHOLD = 0.1
@@ -45,7 +46,9 @@ def summarise(dataset: xr.Dataset, *, include_untrained: bool = False) -> xr.Dat
         ``ever_learned``, and how many epochs count, ``active_epochs``, and do not,
         ``untrained_epochs``. By group and epoch: curvature, loss and gradient norm ``_by_class``,
         ``_by_cohort`` and ``_by_split``, and the ``_change`` of each cohort as new classes are
-        trained on. And ``rank_correlation`` of those `ranked`. The attribute ``epochs`` says which
+        trained on. And ``rank_correlation`` of those `ranked` within each cohort, with the other
+        variables of `daskcurv.analysis.rank_correlation_by_cohort`, ``rank_correlation_low`` to
+        ``rank_correlation_combined_high``. The attribute ``epochs`` says which
         epochs count. Without predictions, as in an imported store, there are no forgetting events.
 
     Raises
@@ -92,7 +95,10 @@ def summarise(dataset: xr.Dataset, *, include_untrained: bool = False) -> xr.Dat
         )
     if not ranked(summary):
         raise DataError("no sample has results that are numbers at each of its epochs")
-    summary["rank_correlation"] = rank_correlation(ranked(summary))
+    correlations = rank_correlation_by_cohort(ranked(summary))
+    for part, values in correlations.items():
+        own = part if part == "rank_correlation" else f"rank_correlation_{part}"
+        summary[own] = values
     return summary.assign_attrs(epochs=per_sample.epochs_counted(dataset, include_untrained))
 
 
@@ -123,7 +129,9 @@ def compare(
     -------
     dict
         JSON-able: for each of `ranked`, under ``auroc`` the area with its 95 % bootstrap interval,
-        and under ``agreement`` what `daskcurv.analysis.agreement` gives.
+        and under ``agreement`` what `daskcurv.analysis.agreement` gives for all samples together,
+        and, ``within_cohorts``, Spearman's correlation of each cohort and of cohorts combined, with
+        95 % intervals.
 
     Raises
     ------
@@ -154,6 +162,25 @@ def compare(
                 key: value.tolist() if isinstance(value, np.ndarray) else value
                 for key, value in asdict(agreement(values, scores)).items()
             }
+            | {"within_cohorts": _within_cohorts(values, scores)}
             for name, values in ranked(summary).items()
         }
     return found
+
+
+def _within_cohorts(values: xr.DataArray, scores: NDArray[np.float64]) -> dict[str, Any]:
+    both = xr.Dataset({"value": values, "score": ("sample", scores)})
+    found = rank_correlation_by_cohort(both).sel(measure="value", other="score")
+    return {
+        "spearman": float(found.combined),
+        "interval": [float(found.combined_low), float(found.combined_high)],
+        "cohorts": [
+            {
+                "active_from": int(one.active_from),
+                "samples": int(one.samples),
+                "spearman": float(one.rank_correlation),
+                "interval": [float(one.low), float(one.high)],
+            }
+            for one in (found.isel(cohort=number) for number in range(found.sizes["cohort"]))
+        ],
+    }

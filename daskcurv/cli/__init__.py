@@ -85,7 +85,7 @@ def _exit_code(words: Sequence[str]) -> int:
     try:
         return _run(words)
     except Interrupted as interrupt:
-        log.error("interrupted; finished work is kept, run the same command again to go on")
+        log.error("interrupted; finished work is kept; run the same command again to continue")
         return 128 + interrupt.signum
     except DaskcurvError as error:
         log.error("error: %s", error)

@@ -175,11 +175,13 @@ def _analyze(args: argparse.Namespace) -> int:
         )
     for name, found in compared.get("agreement", {}).items():
         log.info(
-            "%s agrees with %s on %d samples: Spearman %.3f, cosine %.3f",
+            "%s agrees with %s on %d samples: Spearman within cohorts %.3f (%.3f to %.3f), "
+            "cosine %.3f",
             name,
             args.compare,
             found["samples"],
-            found["spearman"],
+            found["within_cohorts"]["spearman"],
+            *found["within_cohorts"]["interval"],
             found["cosine"],
         )
     epochs = dataset.epoch.values.tolist()

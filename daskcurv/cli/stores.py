@@ -75,8 +75,8 @@ def _verify(args: argparse.Namespace) -> int:
         )
         if found.not_finite:
             log.error(
-                "%d results are not finite numbers, at epochs %s: the network overflows there. Leave "
-                "these epochs out of analyses",
+                "%d results are not finite numbers, at epochs %s: the network overflows there. "
+                "Leave these epochs out of analyses",
                 sum(found.not_finite.values()),
                 told(found.not_finite),
             )
@@ -110,7 +110,10 @@ def _has_its_origin(args: argparse.Namespace) -> bool:
     damage, absent = provenance.checkpoint_damage(store, checkpoints)
     for one in damage[:_SHOWN]:
         log.error("%s: %s", one.where, one.what)
-    log.info("%s: %d files are damaged or not those on record", args.model_dir, len(damage))
+    if damage:
+        log.info("%s: %d files are damaged or not those on record", args.model_dir, len(damage))
+    else:
+        log.info("%s: every checkpoint is the file on record", args.model_dir)
     if absent:
         log.info("%d epochs with results have no file, the first %d", len(absent), absent[0])
     if damage or not args.recompute:

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import dask
@@ -131,32 +131,39 @@ def local_cluster(workers: int | None = None, device: str = "auto") -> Iterator[
         **scheduler_settings(ALLOWED_FAILURES),
         "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
     }
-    with tempfile.TemporaryDirectory(prefix="daskcurv-", ignore_cleanup_errors=True) as scratch:
-        spec = {
-            rank: {
-                "cls": Nanny,
-                "options": {
-                    **common,
-                    "local_directory": scratch,
-                    "env": {"CUDA_VISIBLE_DEVICES": gpus[rank]} if gpus else {},
-                },
+    with ExitStack() as stack:
+        try:
+            scratch = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="daskcurv-", ignore_cleanup_errors=True)
+            )
+            spec = {
+                rank: {
+                    "cls": Nanny,
+                    "options": {
+                        **common,
+                        "local_directory": scratch,
+                        "env": {"CUDA_VISIBLE_DEVICES": gpus[rank]} if gpus else {},
+                    },
+                }
+                for rank in range(count)
             }
-            for rank in range(count)
-        }
-        scheduler = {
-            "cls": Scheduler,
-            "options": {**connection, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
-        }
-        with (
-            dask.config.set(settings),
-            SpecCluster(
-                scheduler=scheduler, security=security, silence_logs=logging.CRITICAL
-            ) as cluster,
-            Client(cluster, security=security) as client,
-        ):
-            # Not given to the constructor, which gives up if one of them does not start.
-            cluster.worker_spec.update(spec)
-            yield LocalWorkers(client, cluster)
+            scheduler = {
+                "cls": Scheduler,
+                "options": {**connection, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
+            }
+            stack.enter_context(dask.config.set(settings))
+            cluster = stack.enter_context(
+                SpecCluster(scheduler=scheduler, security=security, silence_logs=logging.CRITICAL)
+            )
+            client = stack.enter_context(Client(cluster, security=security))
+        except (OSError, RuntimeError) as error:
+            raise ClusterError(
+                f"the scheduler of the worker processes cannot be started: {error}. It needs a "
+                "directory for temporary files (TMPDIR) with free space, and a free port"
+            ) from error
+        # Not given to the constructor, which gives up if one of them does not start.
+        cluster.worker_spec.update(spec)
+        yield LocalWorkers(client, cluster)
 
 
 def gpus_for(workers: int | None, device: str) -> list[str]:

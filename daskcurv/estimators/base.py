@@ -37,7 +37,9 @@ class SampleLoss:
 
     def __init__(self, temperature: float = 1.0, classes: Sequence[int] | None = None):
         self.temperature = temperature
-        self.classes = None if classes is None else torch.as_tensor(classes, dtype=torch.int64)
+        self.classes = (
+            None if classes is None else torch.as_tensor(classes, dtype=torch.int64, device="cpu")
+        )
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each sample.

@@ -26,6 +26,10 @@ COMPILE_AFTER_SECONDS = 60.0
 it takes 10 s and saves two thirds, so it is done at once."""
 
 
+_EXACT: dict[str, Any] = {"use_fast_math": False, "cpp.enable_unsafe_math_opt_flag": False}
+"""Options of the compiler that a process could have set otherwise."""
+
+
 def dense(values: Tensor) -> Tensor:
     """Return `values` without gaps, in the layout for their dtype and device."""
     return values.contiguous(memory_format=layout(values.ndim, values.dtype, values.device))
@@ -154,7 +158,7 @@ class Kernels:
         limits: Any = torch._dynamo.config
         limits.recompile_limit = max(limits.recompile_limit, 64)
         self._functions = {
-            name: torch.compile(function, dynamic=True, fullgraph=True)
+            name: torch.compile(function, dynamic=True, fullgraph=True, options=_EXACT)
             for name, function in self._plain.items()
         }
 

@@ -57,9 +57,9 @@ def input_gradient(
         inputs = images.detach().requires_grad_(True)
         logits = logits_of(network, inputs)
         losses = loss(logits, labels)
-    gradient = None
-    if losses.requires_grad:
-        (gradient,) = torch.autograd.grad(losses.sum(), inputs, allow_unused=True)
+        gradient = None
+        if losses.requires_grad:
+            (gradient,) = torch.autograd.grad(losses.sum(), inputs, allow_unused=True)
     if gradient is None:
         raise ConfigError(
             f"the logits of {type(network).__name__} have no gradient with respect to its input "

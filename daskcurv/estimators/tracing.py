@@ -54,9 +54,8 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
     if not agrees:
         raise UnsupportedError(f"{name} cannot be traced: its graph has other gradients")
     _fold(traced)
-    with torch.no_grad():
-        error_of_folding = relative_error(traced(example.clone()), model(example.clone()))
-    if error_of_folding > _TOLERANCE:
+    folded, expected = (network(example.clone()).detach() for network in (traced, model))
+    if relative_error(folded, expected) > _TOLERANCE:
         raise UnsupportedError(f"{name} has other logits with its normalisation folded")
     return traced
 

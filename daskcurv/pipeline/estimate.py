@@ -7,6 +7,7 @@ import math
 import shutil
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from daskcurv.classes import active_samples
 from daskcurv.clusters.local import available_cores, visible_gpus
+from daskcurv.dataset import Cifar
 from daskcurv.pipeline.inputs import Inputs
 from daskcurv.pipeline.more_probes import larger_store, smaller_store
 from daskcurv.pipeline.opening import check_weights, open_existing
@@ -21,20 +23,47 @@ from daskcurv.pipeline.options import LaunchOptions
 from daskcurv.pipeline.plan import Plan, make_plan
 from daskcurv.places import existing
 from daskcurv.storage import ResultsStore, schema
+from daskcurv.storage.lock import beside
 
 log = logging.getLogger(__name__)
 
-_SAMPLE_BYTES = sum(np.dtype(v.dtype).itemsize for v in schema.MEASURES)
-"""Of an active sample; what inactive ones hold, and the status, compresses to nearly nothing."""
-_FILES_OF_BLOCK = len(schema.MEASURES) + 2
-"""The measures, the digests and the status."""
-_FILE_BYTES = 40
-"""Of a file beyond the values: checksums, and what the compression adds."""
+_UNIT = 4096
+"""What most file systems allot a file or a directory at a time."""
+_FRAME_BYTES = 40
+"""Of a chunk's file beyond the values: checksum, and what the compression adds."""
+_COMPRESSED = {"float32": 4.2, "int16": 1.0, "uint8": 0.35}
+"""Bytes per active sample. Fractions do not compress; what inactive samples hold, does."""
+_GROUP_BYTES, _METADATA_BYTES = 27_500, 760
+"""Of the store's own zarr.json, and of each array's."""
+_SAMPLE_COLUMN_BYTES = 3.2
+"""Of the columns with a value for each sample, all together."""
+_EXPORTED_TYPES = (4, 4, 8)
+_NPY_HEADER, _EXPORTED_METADATA = 128, 2048
+"""Bytes of a header, and of metadata.json, more or less."""
 
-EXPORTED_BYTES = 4 + 4 + 8
-_EXPORTED_FILES = 4
-_EXPORTED_HEADERS = 3 * 128 + 4096
-"""Of an epoch's export: three npy headers, and metadata.json."""
+
+@dataclass(frozen=True)
+class Size:
+    """What something takes.
+
+    Attributes
+    ----------
+    bytes : int
+        In the files.
+    on_disk : int
+        As most file systems allot it, directories included.
+    files : int
+    """
+
+    bytes: int = 0
+    on_disk: int = 0
+    files: int = 0
+
+    def __add__(self, other: Size) -> Size:
+        """Return what both take."""
+        return Size(
+            self.bytes + other.bytes, self.on_disk + other.on_disk, self.files + other.files
+        )
 
 
 @dataclass(frozen=True)
@@ -52,10 +81,12 @@ class Estimate:
     rate_source : str
     workers : int or None
         None if that is not the launcher's to say.
-    store_bytes, store_files : int
+    store : Size
         Of the results store when it is complete.
-    export_bytes, export_files : int
-        Of the npy tree; 0 if none is asked for.
+    export : Size
+        Of the npy tree; nothing if none is asked for.
+    copy : Size
+        Of the workers' copy of the data set.
     """
 
     plan: Plan
@@ -63,10 +94,9 @@ class Estimate:
     rate: float | None
     rate_source: str
     workers: int | None
-    store_bytes: int
-    store_files: int
-    export_bytes: int
-    export_files: int
+    store: Size
+    export: Size
+    copy: Size
 
     @property
     def samples_left(self) -> int:
@@ -89,15 +119,15 @@ def dry_run(options: LaunchOptions, inputs: Inputs, rate: float | None = None) -
     rate : float, optional
         Samples per second of one worker; by default what the store has on record.
     """
-    probes = options.estimator.n_probes
-    if base := smaller_store(options.store, inputs.identity):
-        options = replace(options, store=larger_store(base, probes, inputs.checkpoints))
-        probes -= base.identity["estimator"]["n_probes"]
+    base = smaller_store(options.store, inputs.identity)
+    if base:
+        path = larger_store(base, options.estimator.n_probes, inputs.checkpoints)
+        options = replace(options, store=path, block_size=base.block_size)
     store = open_existing(options, inputs)
-    plan = make_plan(options, inputs, check_weights(inputs, store), store)
+    plan = make_plan(options, inputs, check_weights(inputs, store or base), store)
     log.info("store %s: %s", options.store, "exists" if store else "would be created")
     log.info("%s", plan.summary())
-    estimate = _estimate(options, inputs, plan, probes, *_rate(rate, store, plan))
+    estimate = _estimate(options, inputs, plan, base, *_rate(rate, store, plan))
     print(_describe(estimate, options))
     return estimate
 
@@ -130,27 +160,96 @@ def _estimate(
     options: LaunchOptions,
     inputs: Inputs,
     plan: Plan,
-    probes: int,
+    base: ResultsStore | None,
     rate: float | None,
     rate_source: str,
 ) -> Estimate:
-    samples = int(plan.samples.sum())
-    epochs, blocks = plan.samples.shape
-    files = epochs * blocks * _FILES_OF_BLOCK
-    exported = epochs if options.export else 0
-    per_gradient = flop_per_gradient(inputs)
+    num_samples = len(inputs.dataset)
+    exported = export_size(len(plan.checkpoints), num_samples) if options.export else Size()
     return Estimate(
         plan=plan,
-        # A gradient at the sample, and what each probe adds, which is one more, or its difference.
-        flop=(1 + probes) * per_gradient * float(plan.samples[plan.missing].sum()),
+        flop=flop_per_gradient(inputs) * _gradients(options, plan, base),
         rate=rate,
         rate_source=rate_source,
-        workers=_workers(options),
-        store_bytes=samples * _SAMPLE_BYTES + files * _FILE_BYTES,
-        store_files=files + len(schema.ALL_VARIABLES) + len(schema.COLUMNS) + 2,
-        export_bytes=exported * (len(inputs.dataset) * EXPORTED_BYTES + _EXPORTED_HEADERS),
-        export_files=exported * _EXPORTED_FILES,
+        workers=workers_of(options),
+        store=store_size(plan.samples, num_samples),
+        export=exported,
+        copy=copy_size(inputs.dataset),
     )
+
+
+def _gradients(options: LaunchOptions, plan: Plan, base: ResultsStore | None) -> float:
+    """Count what is missing: a gradient at the sample, and one more, or its difference, a probe."""
+    probes = np.full(plan.samples.shape, options.estimator.n_probes)
+    if base is not None:
+        there = base.done_blocks()
+        for place, checkpoint in enumerate(plan.checkpoints):
+            if checkpoint.epoch in base.rows:
+                done = there[base.rows[checkpoint.epoch]]
+                probes[place, done] -= base.identity["estimator"]["n_probes"]
+    return float(((1 + probes) * plan.samples)[plan.missing].sum())
+
+
+def store_size(samples: NDArray[np.int64], num_samples: int) -> Size:
+    """Return what a complete results store takes.
+
+    Parameters
+    ----------
+    samples : ndarray of int64, shape (epochs, blocks)
+        Active samples of each block.
+    num_samples : int
+    """
+    epochs, blocks = samples.shape
+    size = Size()
+    for variable in schema.PER_SAMPLE:
+        size += _files(samples * _COMPRESSED[variable.dtype] + _FRAME_BYTES)
+    size += _files(np.full(samples.size, _FRAME_BYTES))  # digests
+    arrays, columns = len(schema.ALL_VARIABLES), len(schema.COLUMNS)
+    size += _files(np.full(arrays + 1, _METADATA_BYTES)) + _files(np.full(columns, _FRAME_BYTES))
+    size += _files(np.array([_GROUP_BYTES + num_samples * _SAMPLE_COLUMN_BYTES]))
+    # A directory for each array and for its chunks, for each epoch of an array, for each digest.
+    return size + _directories(2 + 2 * arrays + epochs * (arrays - columns) + epochs * blocks)
+
+
+def export_size(epochs: int, num_samples: int) -> Size:
+    """Return what the npy tree of so many epochs takes."""
+    arrays = [num_samples * size + _NPY_HEADER for size in _EXPORTED_TYPES]
+    return _files(np.tile([*arrays, _EXPORTED_METADATA], epochs)) + _directories(epochs)
+
+
+def copy_size(dataset: Cifar) -> Size:
+    """Return what the workers' copy of a data set takes, which lies beside the store."""
+    arrays = np.array([dataset.images.nbytes, dataset.labels.nbytes]) + _NPY_HEADER
+    return _files(arrays) + _directories(2)
+
+
+def warn_of_full_disk(options: LaunchOptions, dataset: Cifar, plan: Plan) -> None:
+    """Warn if what is still to be written is not expected to fit."""
+    missing, num_samples = float(plan.missing.mean()), len(dataset)
+    store = missing * store_size(plan.samples, num_samples).on_disk + copy_size(dataset).on_disk
+    places = {options.store: store}
+    if options.export:
+        tree = export_size(len(plan.checkpoints), num_samples).on_disk
+        places[options.save_base_dir] = missing * tree
+    for path, needed in places.items():
+        free = shutil.disk_usage(existing(path)).free
+        if missing and needed > free:
+            log.warning(
+                "%s needs about %s more on disk, and %s are free: when the disk is full the run "
+                "stops, and the same command goes on once there is space",
+                path,
+                size_text(needed),
+                size_text(free),
+            )
+
+
+def _files(sizes: NDArray[np.number[Any]]) -> Size:
+    allotted = np.ceil(sizes / _UNIT) * _UNIT
+    return Size(int(sizes.sum()), int(allotted.sum()), sizes.size)
+
+
+def _directories(count: int) -> Size:
+    return Size(on_disk=count * _UNIT)
 
 
 def flop_per_gradient(inputs: Inputs) -> float:
@@ -169,7 +268,8 @@ def flop_per_gradient(inputs: Inputs) -> float:
     return 2.0 * float(counter.get_total_flops())
 
 
-def _workers(options: LaunchOptions) -> int | None:
+def workers_of(options: LaunchOptions) -> int | None:
+    """Return how many workers a launch holds, if it is the launcher that decides."""
     cluster = options.cluster
     match cluster.cluster:
         case "local":
@@ -205,15 +305,15 @@ def _describe(estimate: Estimate, options: LaunchOptions) -> str:
             seconds = math.ceil(estimate.device_seconds / estimate.workers)
             text += f": {timedelta(seconds=seconds)} on {estimate.workers} workers, once they run"
         lines.append(f"{'time':<16}{text}")
-    places = [("store", options.store, estimate.store_bytes, estimate.store_files)]
+    places = [("store", options.store, estimate.store)]
     if options.export:
-        tree = options.save_base_dir
-        places.append(("npy tree", tree, estimate.export_bytes, estimate.export_files))
-    for name, path, size, files in places:
+        places.append(("npy tree", options.save_base_dir, estimate.export))
+    places.append(("data copy", beside(options.store, ".inputs"), estimate.copy))
+    for name, path, size in places:
         free = shutil.disk_usage(existing(path)).free
         lines.append(
-            f"{name:<16}about {_size(size)} in {files:,} files when complete, {_size(free)} free: "
-            f"{path}"
+            f"{name:<16}about {size_text(size.bytes)} in {size.files:,} files when complete, "
+            f"{size_text(size.on_disk)} on disk, of {size_text(free)} free: {path}"
         )
     return "\n".join(lines)
 
@@ -229,5 +329,8 @@ def _si(value: float) -> str:
     return f"{value / 1000**place:.3g} {prefixes[place]}"
 
 
-def _size(value: float) -> str:
+def size_text(value: float) -> str:
+    """Return bytes in a unit of which there is a quarter at least, or in KiB."""
+    if value < 2**18:
+        return f"{value / 2**10:.1f} KiB"
     return f"{value / 2**30:.2f} GiB" if value >= 2**28 else f"{value / 2**20:.1f} MiB"

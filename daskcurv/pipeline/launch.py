@@ -22,7 +22,7 @@ from daskcurv.clusters.slurm_commands import seconds_left
 from daskcurv.dataset import prepare
 from daskcurv.errors import CheckpointChangedError, ConfigError, DaskcurvError, ExportError
 from daskcurv.files import discard_drafts, place_for
-from daskcurv.pipeline.estimate import dry_run
+from daskcurv.pipeline.estimate import dry_run, warn_of_full_disk
 from daskcurv.pipeline.feed import TASKS_PER_WORKER, Done, SetAside, Waiting, feed
 from daskcurv.pipeline.inputs import Inputs, gather
 from daskcurv.pipeline.more_probes import change_places, larger_store, recover, smaller_store
@@ -134,6 +134,7 @@ def _run(
     store, checkpoints = ready_store(options, inputs, base, lock)
     plan = make_plan(options, inputs, checkpoints, store)
     log.info("store %s: %s", store.path, plan.summary())
+    warn_of_full_disk(options, inputs.dataset, plan)
     epochs = [checkpoint.epoch for checkpoint in checkpoints]
     unexported = _unexported(options, store, epochs, base)
     record.update(store=str(store.root))

@@ -84,7 +84,7 @@ def _cohort_bands(findings: Findings) -> Figure | None:
     counts = sizes(findings)
     for number, axes in enumerate(panels):
         _band(axes, findings, findings.cohorts[number])
-        axes.set_title(f"{titles[number]} ({counts[number]:,} samples)", fontsize=9)
+        axes.set_title(f"{titles[number]}\n{counts[number]:,} samples", fontsize=8)
     figure.supylabel(_LABEL, fontsize=10)
     return figure
 
@@ -107,7 +107,7 @@ def _classes(findings: Findings) -> Figure | None:
     axes.invert_yaxis()
     axes.set_xlabel("epoch, one column for each that is drawn")
     axes.set_ylabel("class, in class order")
-    columns = evenly(len(epochs), 13)
+    columns = np.arange(0, len(epochs), -(-len(epochs) // 13))
     axes.set_xticks(columns, [str(epoch) for epoch in epochs[columns]])
     for column in np.flatnonzero(np.isin(epochs, findings.boundaries)):
         axes.axvline(column - 0.5, color="0.6", lw=0.8, ls=":")

@@ -20,9 +20,10 @@ from tqdm import tqdm
 from daskcurv import analysis
 from daskcurv.analysis.cohorts import cohorts
 from daskcurv.analysis.groups import PARTS
+from daskcurv.analysis.per_sample import counted
 from daskcurv.errors import ConfigError, StoreError
 from daskcurv.spread import evenly
-from daskcurv.storage import open_results, schema
+from daskcurv.storage import open_results
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Of the quantiles that are drawn: the median, and bands of a half and nine tenths."""
@@ -146,6 +147,7 @@ def gather(
     ConfigError
         If there is no such sample.
     """
+    choice = {"include_untrained": include_untrained}
     dataset = select(store, start_epoch, samples)
     means = _means(open_results(store, chunks={}).sel(epoch=dataset.epoch), include_untrained)
     if not means.values_at.sum():
@@ -169,10 +171,7 @@ def gather(
     distributions = {}
     for place in tqdm(range(len(shown)), desc="reading", unit=" epochs", disable=None):
         row = drawn.isel(epoch=place)
-        counted = row.status.values == schema.COMPUTED
-        if not include_untrained:
-            counted &= row.trained.values
-        group = np.where(counted, cohort, -1)
+        group = np.where(counted(row, include_untrained).values, cohort, -1)
         curvature = row.curvature.values.astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
             relative = row.curvature_stderr.values / curvature
@@ -199,7 +198,7 @@ def gather(
         cohorts=by_cohort,
         parts=parts,
         relative_errors=errors,
-        classes=analysis.by_class(_counted(drawn, include_untrained), "curvature").compute(),
+        classes=analysis.by_class(drawn, "curvature", **choice).compute(),
         distributions=distributions,
         curvature=curvature_of_each,
         loss=means.loss.where(comparable),
@@ -226,23 +225,17 @@ def sizes(findings: Findings, part: int | None = None) -> NDArray[np.int64]:
 
 def _means(whole: xr.Dataset, include_untrained: bool) -> xr.Dataset:
     """Return what takes all epochs of all samples, in one pass."""
-    computed = whole.status == schema.COMPUTED
-    counted = _counted(whole, include_untrained)
+    computed = counted(whole, include_untrained=True)
+    choice = {"include_untrained": include_untrained}
     return xr.Dataset(
         {
             "values_at": computed.sum("sample"),
             "untrained_at": (computed & ~whole.trained).sum("sample"),
-            "comparable": analysis.comparable(whole, include_untrained),
-            "curvature": analysis.mean_over_active_epochs(counted, "curvature"),
-            "loss": analysis.mean_over_active_epochs(counted, "loss"),
+            "comparable": analysis.comparable(whole, **choice),
+            "curvature": analysis.mean_over_active_epochs(whole, "curvature", **choice),
+            "loss": analysis.mean_over_active_epochs(whole, "loss", **choice),
         }
     ).compute()
-
-
-def _counted(dataset: xr.Dataset, include_untrained: bool) -> xr.Dataset:
-    if include_untrained:
-        return dataset
-    return dataset.assign(status=dataset.status.where(dataset.trained, schema.INACTIVE))
 
 
 def _cohorts_with_results(means: xr.Dataset) -> tuple[NDArray[np.int64], NDArray[np.intp]]:

@@ -90,8 +90,10 @@ def _extremes(findings: Findings) -> tuple[list[int], list[int]]:
         _ranked(findings.curvature, findings.cohort == number)
         for number in range(len(findings.cohort_starts))
     ]
-    most = [sample for ranked in order for sample in ranked[::-1][:count].tolist()]
-    return most, [sample for ranked in order for sample in ranked[:count].tolist()]
+    counts = [_at_most(count, ranked) for ranked in order]
+    ends = list(zip(order, counts, strict=True))
+    most = [sample for ranked, number in ends for sample in ranked[::-1][:number].tolist()]
+    return most, [sample for ranked, number in ends for sample in ranked[:number].tolist()]
 
 
 def picture(findings: Findings, images: NDArray[np.uint8]) -> Figure:
@@ -117,13 +119,18 @@ def by_class(findings: Findings, images: NDArray[np.uint8]) -> list[tuple[str, l
         order = _ranked(findings.curvature, position == place)
         if not len(order):
             continue
-        count = min(PER_CLASS, len(order) // 2 or 1)
+        count = _at_most(PER_CLASS, order)
         galleries = [
             _images(findings, images, some.tolist(), labelled=False)
             for some in (order[::-1][:count], order[:count])
         ]
         found.append((class_of(findings.curvature[order[0]]), galleries))
     return found
+
+
+def _at_most(count: int, ranked: NDArray[np.intp]) -> int:
+    """Return how many to show of each end, so that none is shown at both."""
+    return min(count, len(ranked) // 2 or 1)
 
 
 def _ranked(curvature: xr.DataArray, member: NDArray[np.bool_]) -> NDArray[np.intp]:

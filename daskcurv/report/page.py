@@ -67,6 +67,7 @@ def write_page(
         correlations=statements.correlations(findings),
         held_out=statements.held_out(findings),
         sampling_errors=statements.sampling_errors(findings),
+        hollow=not bool(findings.trajectories.trained.all()),
         probes=findings.dataset.attrs["identity"]["estimator"]["n_probes"],
         overall=[] if images is None else galleries.overall(findings, images),
         classes=[] if images is None else galleries.by_class(findings, images),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -311,6 +312,27 @@ def test_the_guard_clears_up_after_a_killed_launcher(tmp_path):
         assert path.exists()
         launcher.send_signal(signal.SIGKILL)
     wait_for(lambda: not path.exists(), 10)
+
+
+def test_a_launcher_that_was_taken_for_dead_leaves_the_directory_of_the_next_one_alone(tmp_path):
+    path = tmp_path / "store.zarr.cluster"
+    with run_directory.run_directory(path):
+        shutil.rmtree(path)
+        path.mkdir()
+        (path / "key.pem").touch()
+    assert (path / "key.pem").exists()
+
+
+def test_a_guard_leaves_the_directory_of_the_next_launcher_alone(tmp_path):
+    path = tmp_path / "store.zarr.cluster"
+    path.mkdir()
+    arguments = ["sh", "-c", run_directory._GUARD, "sh", str(path), str(os.getuid()), "", "1", "0"]
+    with subprocess.Popen(arguments, cwd=path, stdin=subprocess.PIPE) as guard:
+        shutil.rmtree(path)
+        path.mkdir()
+        (path / "key.pem").touch()
+        guard.communicate()
+    assert (path / "key.pem").exists()
 
 
 def test_what_a_killed_launcher_left_is_cleared_away(tmp_path, monkeypatch):

@@ -4,6 +4,9 @@ A launcher that ends in the ordinary way, by an error or by a signal takes the d
 jobs along. One that is killed cannot; so a guard, a shell that does nothing but wait for the
 launcher's end of a pipe to close, does it instead. If the guard was killed too, the next launch on
 the same store does, which is safe as it holds the store's lock.
+
+By then the directory of that name can be another launcher's, which took over the lock. Launcher and
+guard hold their own one open, so that they can tell, and leave the other's alone.
 """
 
 from __future__ import annotations
@@ -35,18 +38,19 @@ _GUARD_PAUSE_SECONDS = 10
 _GUARD = """
 trap '' HUP INT TERM
 cat > /dev/null
-rm -f "$1"/*.pem
+rm -f ./*.pem
 tries=0
 until [ -z "$3" ] || {
     scancel --quiet --user="$2" --name="$3" &&
-    squeue --noheader --user="$2" --format=%i | grep -xF -f "$1/job_ids" | xargs -r scancel --quiet
+    squeue --noheader --user="$2" --format=%i | grep -xF -f ./job_ids | xargs -r scancel --quiet
 }; do
     tries=$((tries + 1))
     [ $tries -lt "$4" ] || exit 1
     sleep "$5"
 done
-rm -rf "$1"
+[ . -ef "$1" ] && rm -rf "$1"
 """
+"""Its working directory is the run's."""
 
 
 @contextmanager
@@ -77,13 +81,15 @@ def run_directory(path: Path, job_name: str | None = None) -> Iterator[Path]:
         if job_name:
             (path / _JOBS).write_text(json.dumps({"name": job_name}))
             (path / _JOB_IDS).touch()
+        made = os.open(path, os.O_RDONLY)
     except OSError as error:
         raise ClusterError(f"cannot create {path}: {error.strerror}") from error
     guard = subprocess.Popen(
         [
-            "sh", "-c", _GUARD, "sh", str(path), str(os.getuid()), job_name or "",
+            "sh", "-c", _GUARD, "sh", str(path.absolute()), str(os.getuid()), job_name or "",
             str(_GUARD_TRIES), str(_GUARD_PAUSE_SECONDS),
         ],
+        cwd=path,
         env=command_environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -94,7 +100,10 @@ def run_directory(path: Path, job_name: str | None = None) -> Iterator[Path]:
         yield path
     finally:
         try:
-            _clear(path, _recorded_ids(path))
+            if _is_still(path, made):
+                _clear(path, _recorded_ids(path))
+            elif job_name:
+                slurm_commands.cancel(job_name)
         except SlurmError as error:
             log.warning("jobs could not be cancelled, the guard tries on: %s", error)
             assert guard.stdin is not None
@@ -104,6 +113,16 @@ def run_directory(path: Path, job_name: str | None = None) -> Iterator[Path]:
         else:
             with guard:
                 guard.kill()
+        finally:
+            os.close(made)
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """Return whether an open directory is the one that has the name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def record_job(path: Path, job_id: str) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from daskcurv import analysis
 from daskcurv.analysis.summary import LOSS_THRESHOLD, RANKED, compare, summarise
 from daskcurv.storage import open_results, schema
+from daskcurv.storage.attributes import identity_of
 
 Values = NDArray[np.float64]
 
@@ -101,7 +102,7 @@ def test_means_of_groups_are_over_their_active_samples(data, summary, measure):
             for row in range(len(values))
         ]
 
-    order = data.attrs["identity"]["classes"]["order"]
+    order = identity_of(data)["classes"]["order"]
     classes = [means(data.label.values == label) for label in order]
     np.testing.assert_allclose(summary[f"{measure}_by_class"], classes, rtol=1e-9)
     np.testing.assert_array_equal(summary.class_label, order)

@@ -26,6 +26,7 @@ from daskcurv.report.figures import FIGURES
 from daskcurv.report.findings import LEVELS, choose, gather
 from daskcurv.report.page import OVERALL, PER_CLASS
 from daskcurv.storage import ResultsStore
+from daskcurv.storage.attributes import identity_of
 from tests.builders import write_checkpoints, write_cifar
 from tests.conftest import Project
 from tests.test_launch import assert_ok
@@ -124,7 +125,7 @@ def test_the_page_says_what_was_run(made):
     text = page.read_text()
     dataset = open_results(store).sel(epoch=slice(1, None)).load()
     assert dataset.attrs["fingerprint"] in text
-    assert dataset.attrs["identity"]["dataset"]["sha256"] in text
+    assert identity_of(dataset)["dataset"]["sha256"] in text
     assert "12, of which 12 are complete" in text
     for epoch in (1, 12):
         assert f"index-0_epoch-{epoch}.pt (sha256 " in text

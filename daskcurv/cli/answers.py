@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from daskcurv.cli.options import DEFAULTS, verb
+from daskcurv.cli.options import DEFAULTS, flag, verb
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,11 @@ def _add_analyze(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="npy or CSV, a score for each sample, such as published ones: how far do they agree?",
     )
+    _add_leave_out_missing(parser, "blocks that are not computed, or have lost a file")
+
+
+def _add_leave_out_missing(parser: argparse.ArgumentParser, what: str) -> None:
+    flag(parser, "leave_out_missing", f"leave out {what}, instead of stopping")
 
 
 def _add_start_epoch(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +55,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", type=Path, help="results store; need not be finished")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="page")
     _add_start_epoch(parser)
+    _add_leave_out_missing(parser, "blocks that have lost a file")
     parser.add_argument(
         "--samples", metavar="LIST", help="samples to show through training, such as 8,1234"
     )
@@ -66,6 +72,8 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 def _report(args: argparse.Namespace) -> int:
     from daskcurv.errors import ConfigError
+    from daskcurv.storage import ResultsStore
+    from daskcurv.storage.lost import refuse_lost
 
     try:
         from daskcurv.report.figures import draw
@@ -77,6 +85,8 @@ def _report(args: argparse.Namespace) -> int:
         raise ConfigError(
             "a report needs matplotlib; install it with pip install 'daskcurv[report]'"
         ) from error
+    if "leave_out_missing" not in args:
+        refuse_lost(ResultsStore.open(args.store))
     findings = gather(args.store, args.start_epoch, _samples(args.samples))
     path = args.data_path or DEFAULTS.data_path
     images = None
@@ -107,11 +117,15 @@ def _samples(text: str | None) -> list[int]:
 def _analyze(args: argparse.Namespace) -> int:
     from daskcurv.analysis.summary import compare, read_flags, read_scores, summarise, write_summary
     from daskcurv.errors import ExportError
-    from daskcurv.storage import open_results
+    from daskcurv.storage import ResultsStore, identity_of, open_results
+    from daskcurv.storage.lost import refuse_lost
 
     if args.out.exists():
         raise ExportError(f"{args.out} exists; name another directory, or move it away")
-    dataset = open_results(args.store, incomplete="raise", chunks={})
+    as_it_is = "leave_out_missing" in args
+    if not as_it_is:
+        refuse_lost(ResultsStore.open(args.store))
+    dataset = open_results(args.store, incomplete="mask" if as_it_is else "raise", chunks={})
     last = int(dataset.epoch[-1])
     if args.start_epoch > last:
         raise ExportError(
@@ -139,7 +153,7 @@ def _analyze(args: argparse.Namespace) -> int:
             found["spearman"],
             found["cosine"],
         )
-    run = dataset.attrs["identity"].get("experiment_index", 0)
+    run = identity_of(dataset).get("experiment_index", 0)
     write_summary(summary, args.out, run, dataset.epoch.values.tolist(), compared)
     log.info("written to %s", args.out)
     return 0

@@ -25,6 +25,7 @@ from daskcurv.errors import DataError, StoreWriteError
 from daskcurv.files import write_whole
 from daskcurv.report.figures import describe_sample
 from daskcurv.report.findings import LEVELS, Findings
+from daskcurv.storage.attributes import identity_of
 
 OVERALL = 20
 PER_CLASS = 5
@@ -80,7 +81,7 @@ def write_page(
         first=int(findings.dataset.epoch[0]),
         last=int(findings.dataset.epoch[-1]),
         correlation=_correlation(findings),
-        probes=findings.dataset.attrs["identity"]["estimator"]["n_probes"],
+        probes=identity_of(findings.dataset)["estimator"]["n_probes"],
         typical_error=_typical_error(findings),
         overall=[] if images is None else _overall(findings, images),
         classes=[] if images is None else _by_class(findings, images),
@@ -109,7 +110,7 @@ def images_of(dataset: xr.Dataset, path: Path) -> NDArray[np.uint8]:
         If it cannot be read, or is not the data set that the store was computed from.
     """
     cifar = read_cifar(path)
-    recorded = dataset.attrs["identity"].get("dataset", {}).get("sha256")
+    recorded = identity_of(dataset).get("dataset", {}).get("sha256")
     if recorded not in (None, cifar.digest()) or len(cifar) != dataset.sizes["sample"]:
         raise DataError(
             f"{path} is another data set than the one that the results are of; name that one with "
@@ -158,7 +159,7 @@ def _rendered(figure: Figure, kind: str) -> bytes:
 def facts(store: Path, findings: Findings) -> list[tuple[str, str]]:
     """Return what was run, as names and values."""
     dataset = findings.dataset
-    identity = dataset.attrs["identity"]
+    identity = identity_of(dataset)
     estimator = identity["estimator"]
     complete = int(dataset.complete.sum())
     seconds = float(dataset.compute_seconds.sum())

@@ -10,8 +10,8 @@ import contextlib
 import os
 import re
 import shutil
-import tempfile
 import stat
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator

@@ -63,10 +63,11 @@ def place_for(path: Path) -> Path:
         would be for a path without links: the file system it is on may not be mounted.
     """
     names = names_of(path)
-    if len(names) > 1 and not names[-1].parent.is_dir():
+    # Unlike `is_dir`, also where one may not enter.
+    if len(names) > 1 and not os.access(names[-1].parent / ".", os.F_OK):
         raise ConfigError(
-            f"{path} is a link to {names[-1]}, but {names[-1].parent} is not a directory; create "
-            "that, or correct the link"
+            f"{path} is a link to {names[-1]}, but {names[-1].parent} is not a directory that can "
+            "be entered; create that, or correct the link"
         )
     return names[-1]
 
@@ -189,9 +190,10 @@ def check_writable(target: Path, *, directory: bool = False, parents: bool = Fal
 
 def _why_not_writable(target: Path, directory: bool, parents: bool) -> str | None:
     try:
+        target = place_for(target)
         if target.exists() and target.is_dir() != directory:
             return "it is not a directory" if directory else "it is a directory"
-        place = target.absolute() if directory and target.exists() else target.absolute().parent
+        place = target if directory and target.exists() else target.parent
         while parents and not place.exists():
             place = place.parent
         if not place.is_dir():

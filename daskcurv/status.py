@@ -35,11 +35,12 @@ def read_status(path: Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        JSON-able. ``store`` has ``epochs``, ``blocks`` and ``samples`` (active ones), each with
-        ``done`` and ``of``, and ``epochs_not_finite``, and unless a run is going on, under ``lost``,
-        the files of finished blocks that are gone; None if there is none yet. ``run`` is the record
-        of the last launch, with ``state`` as ``"running"`` only if its process is alive; None if
-        none is known.
+        JSON-able. ``holder`` is who holds the store's lock (``host``, ``pid``, ``since``) if they
+        live, else None. ``store`` has ``epochs``, ``blocks`` and ``samples`` (active ones), each
+        with ``done`` and ``of``; ``epochs_not_finite``; and unless a run is going on, under
+        ``lost``, the files of finished blocks that are gone. None if there is none yet. ``run`` is
+        the record of the last launch, with ``state`` as ``"running"`` only if its process is alive;
+        None if none is known.
 
     Raises
     ------
@@ -56,9 +57,10 @@ def read_status(path: Path) -> dict[str, Any]:
     ):
         run["state"] = KILLED
     if run is not None and not path.exists():
-        return {"path": str(path), "store": None, "run": run}
+        return {"path": str(path), "holder": owner, "store": None, "run": run}
     alive = run is not None and run["state"] == "running"
-    return {"path": str(path), "store": _count(_filled(path, run), alive), "run": run}
+    store = _count(_filled(path, run), alive)
+    return {"path": str(path), "holder": owner, "store": store, "run": run}
 
 
 def _is_launcher_of(owner: dict[str, Any], run: dict[str, Any]) -> bool:
@@ -130,7 +132,14 @@ def describe(status: dict[str, Any], now: datetime | None = None) -> str:
             lines.append(f"damaged   {len(store['lost'])} files are gone: {shown(store['lost'])}")
             lines.append(f"          {store['remedy']}")
     if run is None:
-        lines.append("run       none on record")
+        owner = status.get("holder")
+        # A run's record lies beside the store, and not where a bind mount shows the store alone.
+        lines.append(
+            f"run       none on record here, but process {owner.get('pid')} on "
+            f"{owner.get('host')} has been working on it since {owner.get('since')}"
+            if owner
+            else "run       none on record"
+        )
         return "\n".join(lines)
     where = f"job {run['job']} on {run['host']}" if run.get("job") else f"{run['host']}"
     lines.append(f"run       {run['state']}" + (f": {run['reason']}" if "reason" in run else ""))

@@ -13,6 +13,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from daskcurv.errors import StoreError, StoreWriteError
+from daskcurv.files import followed
 from daskcurv.storage import schema
 from daskcurv.storage.lock import INSIDE
 
@@ -77,8 +78,8 @@ def open_group(path: Path) -> zarr.Group:
             option="--store",
         )
     try:
-        # Absolute, as a process can change its directory while it has the store open.
-        group = zarr.open_group(path.absolute(), mode="r+", use_consolidated=True)
+        # A process can change its directory, and a link be changed, while the store is open.
+        group = zarr.open_group(followed(path), mode="r+", use_consolidated=True)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise StoreError(
             f"{metadata} cannot be read as a Zarr group with consolidated metadata: {error}. If "

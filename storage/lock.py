@@ -21,7 +21,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,7 @@ class LauncherLock:
         self.token = uuid.uuid4().hex
         """What no other lock has, not even another of this process."""
         self._store = store
+        self._names = (beside(store, ".lock"), followed(store) / INSIDE)
         self._files: list[Path] = []
         self._buried: set[str] = set()
 
@@ -134,7 +135,7 @@ class LauncherLock:
     def _bury(self, path: Path) -> None:
         """Remove a dead launcher's lock, or raise `StoreError` if its owner lives."""
         owner = _read(path)
-        _refuse_if_alive(path, owner, partial(_age, path))
+        _refuse_if_alive(path, owner, partial(_age, path), self._names)
         # Of several launchers that find the lock stale, one wins the rename; the rest try again.
         grave = path.with_name(f"{path.name}.{self.token}.stale")
         with contextlib.suppress(FileNotFoundError):
@@ -198,7 +199,7 @@ def launcher_lock(store: Path) -> Iterator[LauncherLock]:
     heartbeat = threading.Thread(target=_beat, args=(lock, stop), daemon=True)
     try:
         lock._take(beside(store, ".lock"))
-        if (real / "zarr.json").exists():
+        if os.access(real / "zarr.json", os.F_OK):
             lock.cover(real)
         heartbeat.start()
         yield lock
@@ -235,12 +236,19 @@ def _beside(place: Path, suffix: str) -> Path:
     return place.with_name(place.name + suffix)
 
 
-def _refuse_if_alive(path: Path, owner: dict[str, Any] | None, age: Callable[[], float]) -> None:
+def _refuse_if_alive(
+    path: Path,
+    owner: dict[str, Any] | None,
+    age: Callable[[], float],
+    names: Sequence[Path] = (),
+) -> None:
     if owner is not None and _alive(owner, path, age):
+        others = (name for name in names if name != path and os.access(name, os.F_OK))
+        files = map(str, (path, *others))
         raise StoreError(
             f"another launcher is working on this store: {_who(owner)}, since "
             f"{owner.get('since', 'when is not known')}. Wait for it or stop it; if it is "
-            f"certainly gone, remove {path} (one that has given no sign of life for "
+            f"certainly gone, remove {' and '.join(files)} (one that has given no sign of life for "
             f"{_STALE_SECONDS / 60:.0f} minutes counts as gone)"
         )
 
@@ -338,7 +346,7 @@ def _directory(path: Path) -> int | None:
 
 def _age(path: Path) -> float:
     """Return the seconds since `path` was touched, by the file server's own clock."""
-    probe = path.with_name(f"{path.name}.{os.getpid()}.clock")
+    probe = path.with_name(f"{path.name}.{uuid.uuid4().hex}.clock")
     probe.touch()
     try:
         return probe.stat().st_mtime - path.stat().st_mtime

@@ -37,20 +37,20 @@ from zarr.core.metadata import ArrayV3Metadata
 
 from daskcurv.config import Identity, differences, fingerprint
 from daskcurv.errors import StoreError
-from daskcurv.files import sync, whole_directory, write_whole
+from daskcurv.files import followed, sync, whole_directory, write_whole
 from daskcurv.storage import schema
 from daskcurv.storage.chunks import UNREADABLE, Files
 from daskcurv.storage.group import (
     CODECS,
     array_of,
     consolidate,
-    create_array,
     numpy_dtype,
     open_group,
     writing,
 )
 from daskcurv.storage.lazy import Stored
 from daskcurv.storage.lock import LauncherLock
+from daskcurv.storage.template import write_template
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,8 @@ class ResultsStore:
 
     def __init__(self, path: Path, lock: LauncherLock | None = None):
         self.path = path
-        self.root = path.absolute()
+        self.root = followed(path)
+        """Where it is, whatever becomes of the current directory or of links."""
         self._lock = lock
         self._group = open_group(path)
         attrs = dict(self._group.attrs)
@@ -118,28 +119,7 @@ class ResultsStore:
                 f"{path} exists; open that results store, or choose another store", option="--store"
             )
         with writing(f"results store {path}"), whole_directory(path) as building:
-            group = zarr.create_group(
-                building,
-                zarr_format=3,
-                overwrite=True,
-                attributes={
-                    **(attrs or {}),
-                    "daskcurv_format": schema.FORMAT_VERSION,
-                    "identity": identity,
-                    "fingerprint": fingerprint(identity),
-                    "block_size": block_size,
-                    "epochs": [],
-                    "coordinates": " ".join(v.name for v in schema.ALL_VARIABLES if v.coordinate),
-                },
-            )
-            group.create_group(schema.DIGEST.name.rpartition("/")[0])
-            for variable in schema.ALL_VARIABLES:
-                create_array(group, variable, num_samples, block_size)
-            for variable in schema.SAMPLE_VARIABLES:
-                array_of(group, variable.name)[:] = np.asarray(
-                    samples[variable.name], dtype=variable.dtype
-                )
-            consolidate(building)
+            write_template(building, identity, samples, block_size, attrs or {})
             # With the lock, so that it is held just before the store gets its name.
             cls(building, lock)._append_rows(epochs)
         return cls.open(path, lock=lock)
@@ -186,9 +166,12 @@ class ResultsStore:
         StoreWriteError
         """
         with writing(f"results store {self.path}"):
-            if self._lock is not None:
-                self._lock.check()
+            self._check_lock()
             yield
+
+    def _check_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.check()
 
     @property
     def num_samples(self) -> int:
@@ -385,9 +368,9 @@ class ResultsStore:
             if variable in schema.COLUMNS:
                 values = epochs.get(variable.name, [variable.fill] * count)
                 array[start:] = np.asarray(values, dtype=numpy_dtype(variable))
-        with self.changing():
-            self._group.update_attributes({"epochs": [*self.epochs, *map(int, epochs["epoch"])]})
-            consolidate(self.root)
+        self._check_lock()
+        self._group.update_attributes({"epochs": [*self.epochs, *map(int, epochs["epoch"])]})
+        consolidate(self.root)
 
     def set_epoch(self, row: int, **values: bool | float | int | str) -> None:
         """Write per-epoch variables of one row; only the launcher does."""

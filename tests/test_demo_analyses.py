@@ -34,7 +34,7 @@ def counting(data: xr.Dataset) -> NDArray[np.bool_]:
 
     The first five classes are trained on from epoch 1, the others from epoch 7.
     """
-    order = data.attrs["identity"]["classes"]["order"]
+    order = identity_of(data)["classes"]["order"]
     first = np.where(np.isin(data.label.values, order[:5]), 1, 7)
     computed: NDArray[np.bool_] = data.status.values == schema.COMPUTED
     return computed & (np.arange(13)[:, None] >= first)

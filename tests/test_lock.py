@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from daskcurv.cli import main
 from daskcurv.errors import ConfigError, StoreError, StoreWriteError
 from daskcurv.storage import ResultsStore, launcher_lock, lock, schema
 from daskcurv.storage.columns import discard_column, restore_columns
@@ -297,12 +298,18 @@ def test_a_link_that_leads_nowhere_is_refused_by_name(tmp_path, target, says):
 def test_a_store_is_locked_under_a_name_that_no_link_tells(tmp_path):
     make_store(tmp_path / "s", 0)
     with launcher_lock(tmp_path / "s") as held:
+        with pytest.raises(StoreError) as refusal, launcher_lock(tmp_path / "s"):
+            pytest.fail("held twice")
+        both = f"remove {tmp_path}/s.lock and {tmp_path}/s/{lock.INSIDE}"
+        assert both in str(refusal.value)
         # As a bind mount would show it: the same directory, with nothing beside it.
         (tmp_path / "mount").mkdir()
         os.rename(tmp_path / "s", tmp_path / "mount/other")
         with pytest.raises(StoreError, match="another"), launcher_lock(tmp_path / "mount/other"):
             pytest.fail("held twice")
         assert lock.holder(tmp_path / "mount/other") is not None
+        with pytest.raises(StoreError, match="another"), launcher_lock(tmp_path / "s"):
+            pytest.fail("held twice")
         assert [path.name for path in (tmp_path / "mount").iterdir()] == ["other"]
         with pytest.raises(StoreWriteError, match="is gone"):
             held.check()
@@ -476,3 +483,28 @@ def test_a_lock_on_a_full_disk_is_a_store_write_error_that_leaves_no_file(tmp_pa
     ):
         pytest.fail("held")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_store_that_a_launch_changes_is_guarded_by_its_lock(project, monkeypatch, capsys):
+    monkeypatch.chdir(project.root)
+    monkeypatch.setattr(lock, "_RESTORED_SECONDS", 0.0)
+    path = project.store.with_name("curvature.zarr.lock")
+    filled = []
+
+    def rob(options: Any, inputs: Any, checkpoints: Any, store: ResultsStore) -> None:
+        filled.append(store.path.name)
+        write_lock(path, host="node17", pid=1, started=1.0, since="today")
+        store.set_epoch(0, complete=True)
+        pytest.fail("went on without the lock")
+
+    monkeypatch.setattr("daskcurv.pipeline.launch.make_plan", rob)
+    # A store that is made, one that is there, and one beside it for more probes.
+    for extra in ([], [], ["--n_probes", "3"]):
+        assert main(["launch", *project.launch_arguments(*extra)]) == 2
+        assert "no longer holds the lock" in capsys.readouterr().err
+        assert json.loads(path.read_text())["host"] == "node17"
+        path.unlink()
+    assert filled == ["curvature.zarr", "curvature.zarr", "curvature.zarr.3-probes"]
+    assert not (project.store / lock.INSIDE).exists()
+    assert not ResultsStore.open(project.store).read("complete").any()
+    assert "3-probes" not in project.store.with_name("curvature.zarr.run.json").read_text()

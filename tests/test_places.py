@@ -7,8 +7,11 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from daskcurv.checkpoints import Checkpoint
+from daskcurv.cli import main
 from daskcurv.errors import ConfigError
 from daskcurv.files import (
     discard_drafts,
@@ -19,6 +22,8 @@ from daskcurv.files import (
     whole_file,
     write_whole,
 )
+from daskcurv.pipeline.plan import Plan
+from daskcurv.storage import ResultsStore
 from tests.test_store import make_store
 
 
@@ -103,6 +108,17 @@ def test_a_directory_is_made_where_a_link_leads(linked, name, there):
     assert (linked / "home/second").is_symlink()
 
 
+def test_a_store_is_made_where_a_dangling_link_leads_and_stays_there(linked):
+    store = make_store(linked / "home/second", 0)
+    (linked / "home/link").unlink()
+    (linked / "home/link").symlink_to("../scratch/other")
+    make_store(linked / "home/link", 0, 100)
+    store.set_epoch(0, complete=True)
+    for name, complete in (("target", [True]), ("other", [False, False])):
+        found = ResultsStore.open(linked / "scratch" / name)
+        assert found.read("complete").tolist() == complete
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_file_is_written_where_a_link_leads(linked, there):
     if there:
@@ -128,7 +144,7 @@ def test_names_are_followed_but_not_the_directories_above(linked, monkeypatch):
 def test_a_link_into_a_directory_that_is_not_there_is_refused_by_name(linked):
     (linked / "scratch").rmdir()
     for name in ("link", "second"):
-        with pytest.raises(ConfigError, match="not a directory") as refusal:
+        with pytest.raises(ConfigError, match="not a directory that can") as refusal:
             place_for(linked / "home" / name)
         assert str(linked / "home" / name) in str(refusal.value)
     # Without a link, missing directories are created.
@@ -152,3 +168,24 @@ def test_only_the_drafts_of_one_name_are_discarded(tmp_path):
         (tmp_path / "home" / name).mkdir()
     discard_drafts(tmp_path / "link")
     assert {path.name for path in (tmp_path / "home").iterdir()} == kept
+
+
+def test_a_tilde_is_the_home_directory_where_the_shell_leaves_it(tmp_path, monkeypatch, capsys):
+    make_store(tmp_path / "s", 0)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["status", "~/s"]) == 0
+    assert f"store     {tmp_path}/s\n" in capsys.readouterr().out
+    assert main(["status", "~nobody-of-this-name/s"]) == 2
+    assert "~nobody-of-this-name/s does not exist" in capsys.readouterr().err
+
+
+def test_workers_are_told_where_checkpoints_are_from_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = [Checkpoint(epoch, Path(f"weights/{epoch}.pt"), "", 1, 1) for epoch in (0, 1)]
+    nothing = np.zeros((2, 1))
+    tasks = [*Plan(found, {0: 0, 1: 1}, nothing.astype(bool), nothing.astype(np.int64)).tasks()]
+    first, second = (tmp_path / f"weights/{epoch}.pt" for epoch in (0, 1))
+    assert [(task.checkpoint, task.following) for task in tasks] == [
+        (first, second),
+        (second, None),
+    ]

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from tests.conftest import Project
 from tests.crashes import finished_blocks
 from tests.test_interruption import BLOCKS, SLOW, launch_in_progress, wait_for_blocks
 from tests.test_launch import assert_ok
+from tests.test_store import make_store
 
 # Of 60 samples, the first 4 of 10 classes are active at epochs 0 and 1, 8 at 2, all at 4.
 EPOCHS = 4
@@ -199,6 +201,16 @@ def test_a_launcher_in_another_container_is_not_called_dead(tmp_path):
         assert read_status(store)["run"]["state"] == "running"
         os.utime(path, (0, 0))
         assert read_status(store)["run"]["state"] == KILLED
+
+
+def test_a_store_without_its_surroundings_is_said_to_be_worked_on(tmp_path):
+    make_store(tmp_path / "s", 0)
+    with launcher_lock(tmp_path / "s") as held, recording(tmp_path / "s", held):
+        # As a bind mount would show it.
+        (tmp_path / "mount").mkdir()
+        os.rename(tmp_path / "s", tmp_path / "mount/s")
+        said = describe(read_status(tmp_path / "mount/s"))
+    assert f"none on record here, but process {os.getpid()} on {socket.gethostname()} has" in said
 
 
 def test_a_launch_that_lost_its_lock_leaves_the_other_ones_record_alone(tmp_path):

@@ -71,7 +71,6 @@ def gather(options: LaunchOptions) -> Inputs:
         For the first thing that cannot be used.
     """
     get_estimator(options.estimator.method)
-    place_for(options.store)
     _check_places(options)
     available = discover(options.model_dir, options.experiment_index)
     epochs = choose_epochs(options, available)
@@ -107,10 +106,10 @@ def gather(options: LaunchOptions) -> Inputs:
 def _check_places(options: LaunchOptions) -> None:
     """Refuse places for results that cannot be made."""
     # The lock, the workers' copy of the data and the record of the run lie beside the store.
-    beside = options.store.resolve().parent
+    beside = place_for(options.store).parent
     check_can_be_made(beside, f"results store {options.store}", "--store")
     if options.export:
-        tree = options.save_base_dir
+        tree = place_for(options.save_base_dir)
         check_can_be_made(tree, f"export {tree}", "--save_base_dir, or add --no_export")
 
 

@@ -137,12 +137,12 @@ def _run(
     warn_of_full_disk(options, inputs.dataset, plan)
     epochs = [checkpoint.epoch for checkpoint in checkpoints]
     unexported = _unexported(options, store, epochs, base)
-    record.update(store=str(store.path.absolute()))
+    record.update(store=str(store.root))
     run = _Run(options, store, plan, record)
     run.finish_epochs(epochs, export=unexported)
     if plan.missing.any():
         context = RunContext(
-            store=store.path.absolute(),
+            store=store.root,
             prepared=prepare(
                 inputs.dataset, beside(base.path if base else options.store, ".inputs")
             ),
@@ -153,7 +153,7 @@ def _run(
             class_order=tuple(inputs.class_order.tolist()),
             device=options.device.type,
             batch_size=options.batch_size,
-            base=base.path.absolute() if base else None,
+            base=base.root if base else None,
             base_probes=base.identity["estimator"]["n_probes"] if base else 0,
         )
         run.compute(context)

@@ -31,6 +31,12 @@ def __getattr__(name: str) -> Any:
     # Imported when first used: reading a store must not need torch, nor scoring zarr.
     from importlib import import_module
 
+    if name == "analysis":
+        return import_module("daskcurv.analysis")
     if name not in _HOMES:
         raise AttributeError(f"module 'daskcurv' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__", "analysis"])

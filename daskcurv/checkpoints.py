@@ -1,7 +1,8 @@
 """The training run's weight files: find them, digest them, load them safely.
 
 A checkpoint is a bare state dict saved by ``torch.save``, one file per epoch. Files are read with
-``weights_only=True``, which refuses any pickled class that is not a tensor container.
+``weights_only=True``, which refuses any pickled class that is not a tensor container. Each record
+of the file is compared with its CRC-32, which loading does not do.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import hashlib
 import io
 import logging
 import re
+import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,12 +23,19 @@ from torch import Tensor
 
 from daskcurv.errors import CheckpointError
 from daskcurv.models import ModelSpec
+from daskcurv.places import leads_nowhere, listed, names_in
 
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"(?:checkpoint_)?index-(\d{1,9})_epoch-(\d{1,9})\.pt")
-_SHOWN = 5
-_READERS = 4
+_ALIKE = re.compile(r"index\D{0,3}(\d{1,9})\D{1,3}epoch\D{0,3}(\d{1,9})", re.IGNORECASE)
+"""Finds index and epoch in names that are spelled differently, or have something added."""
+
+_NEVER_NEGATIVE = ("running_var", "num_batches_tracked")
+"""What every normalisation layer of PyTorch calls its variances, and the count behind them."""
+
+READERS = 4
+"""Files that are read at the same time."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,7 @@ def discover(model_dir: Path, experiment_index: int) -> dict[int, Path]:
         If the directory cannot be read or two files claim one epoch.
     """
     try:
-        names = sorted(entry.name for entry in model_dir.iterdir())
+        names = names_in(model_dir)
     except OSError as error:
         raise CheckpointError(
             f"model directory {model_dir} cannot be read ({error.strerror}); point --model_dir at "
@@ -80,9 +90,12 @@ def discover(model_dir: Path, experiment_index: int) -> dict[int, Path]:
         ) from error
     found: dict[int, Path] = {}
     others = set()
+    alike: dict[int, str] = {}
     for name in names:
         match = _NAME.fullmatch(name)
         if match is None:
+            if (other := _ALIKE.search(name)) and int(other[1]) == experiment_index:
+                alike[int(other[2])] = name
             continue
         index, epoch = map(int, match.groups())
         if index != experiment_index:
@@ -94,6 +107,14 @@ def discover(model_dir: Path, experiment_index: int) -> dict[int, Path]:
                 "remove or move one"
             )
         found[epoch] = model_dir / name
+    if unused := sorted(alike.keys() - found.keys()):
+        log.warning(
+            "%s has files that look like checkpoints of other epochs but are not named "
+            "index-%d_epoch-….pt; they are not used: %s. Rename those that are checkpoints",
+            model_dir,
+            experiment_index,
+            listed([alike[epoch] for epoch in unused]),
+        )
     if not found:
         hint = f"; it has index {', '.join(map(str, sorted(others)))}" if others else ""
         raise CheckpointError(
@@ -101,6 +122,68 @@ def discover(model_dir: Path, experiment_index: int) -> dict[int, Path]:
             f"files like index-{experiment_index}_epoch-0.pt"
         )
     return dict(sorted(found.items()))
+
+
+def read_file(path: Path) -> bytes:
+    """Return the contents of a checkpoint file.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def check_records(data: bytes) -> None:
+    """Compare each record of a checkpoint file with its CRC-32.
+
+    Files of the format before PyTorch 1.6 have none. Files that were written with
+    ``torch.serialization.set_crc32_options(False)`` have zeros for all of them; both pass.
+
+    Parameters
+    ----------
+    data : bytes
+        Contents of the file.
+
+    Raises
+    ------
+    zipfile.BadZipFile
+        Naming the first record that is damaged.
+    """
+    if not data.startswith(b"PK"):
+        return
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if not any(record.CRC for record in archive.infolist()):
+            return
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"its record {damaged} does not have the recorded CRC-32")
+
+
+def digest_and_damage(path: Path) -> tuple[str, str]:
+    """Read a checkpoint file for its digest, and for damage that it shows by itself.
+
+    Returns
+    -------
+    sha256 : str
+    damage : str
+        What is wrong with the file; empty if nothing can be seen.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be read.
+    """
+    data = read_file(path)
+    try:
+        check_records(data)
+    except Exception as error:
+        # A damaged directory of the archive can make zipfile fail in any way.
+        return hashlib.sha256(data).hexdigest(), str(error) or repr(error)
+    return hashlib.sha256(data).hexdigest(), ""
 
 
 def read_state_dict(path: Path) -> tuple[dict[str, Tensor], str]:
@@ -114,13 +197,12 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], str]:
     Raises
     ------
     CheckpointError
-        If the file cannot be read, is damaged, or is anything but a bare state dict.
+        If the file cannot be read, is damaged, or is anything but a bare state dict of dense
+        tensors.
     """
+    data = read_file(path)
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror}") from error
-    try:
+        check_records(data)
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:
         # Damaged files fail inside zipfile, pickle or the storage reader, each in its own way.
@@ -139,24 +221,51 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], str]:
             f"checkpoint {path} is not a bare state dict (parameter names to tensors); use the "
             "files under model_parameters/, not the pickles of experiment_checkpoints/"
         )
+    unusual = {key: kind for key, value in content.items() if (kind := _unusual(value))}
+    if unusual:
+        raise CheckpointError(
+            f"checkpoint {path} has weights that are not dense tensors of numbers: "
+            f"{listed([f'{key} is {kind}' for key, kind in unusual.items()])}. Save the state dict "
+            "of the network on a real device, without sparse or quantized weights"
+        )
     return dict(content), hashlib.sha256(data).hexdigest()
+
+
+def _unusual(tensor: Tensor) -> str:
+    """Return in which way a tensor has no values of its own for each entry, or nothing."""
+    if tensor.is_meta:
+        return "without values (device meta)"
+    if tensor.is_quantized:
+        return f"quantized ({_dtype(tensor)})"
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout != torch.strided:
+        return f"sparse ({str(tensor.layout).removeprefix('torch.')})"
+    return ""
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    reason = leads_nowhere(path) or error.strerror
+    return CheckpointError(f"checkpoint {path} cannot be read: {reason}")
 
 
 def check_weights(
     expected: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], path: Path
 ) -> None:
-    """Check that a state dict has exactly the expected keys, shapes and dtypes, all finite.
+    """Check that a state dict has the expected keys, shapes and dtypes, and possible values.
+
+    Values are possible if they are finite, and neither variances nor counts are negative.
 
     Raises
     ------
     CheckpointError
-        Naming the keys, shapes or dtypes that differ, or the parameters that are not finite.
+        Naming the keys, shapes or dtypes that differ, or the weights whose values are impossible.
     """
     problems = []
     if missing := [key for key in expected if key not in state_dict]:
-        problems.append(f"missing {_listed(missing)}")
+        problems.append(f"missing {listed(missing)}")
     if unexpected := [key for key in state_dict if key not in expected]:
-        problems.append(f"unexpected {_listed(unexpected)}")
+        problems.append(f"unexpected {listed(unexpected)}")
     # Loading would convert another dtype without a word, and so change the weights.
     for what, describe in (("shape", _shape), ("dtype", _dtype)):
         different = [
@@ -165,7 +274,7 @@ def check_weights(
             if key in state_dict and describe(state_dict[key]) != describe(value)
         ]
         if different:
-            problems.append(_listed(different))
+            problems.append(listed(different))
     if problems:
         raise CheckpointError(f"checkpoint {path} does not fit the network: {'; '.join(problems)}")
     broken = [
@@ -175,8 +284,19 @@ def check_weights(
     ]
     if broken:
         raise CheckpointError(
-            f"checkpoint {path} holds NaN or infinite weights in {_listed(broken)}; the training "
+            f"checkpoint {path} holds NaN or infinite weights in {listed(broken)}; the training "
             "run diverged or the file is damaged. Leave this epoch out with --epochs"
+        )
+    negative = [
+        key
+        for key, value in state_dict.items()
+        if key.rpartition(".")[2] in _NEVER_NEGATIVE and (value < 0).any()
+    ]
+    if negative:
+        raise CheckpointError(
+            f"checkpoint {path} holds negative values in {listed(negative)}, of which there cannot "
+            "be any; the file was damaged, or its statistics were made by something other than "
+            "training. Write it again from the training run, or leave this epoch out with --epochs"
         )
 
 
@@ -186,11 +306,6 @@ def _shape(tensor: Tensor) -> str:
 
 def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _listed(items: list[str]) -> str:
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return ", ".join(items[:_SHOWN]) + more
 
 
 def check_all(
@@ -208,8 +323,9 @@ def check_all(
     spec : ModelSpec
         The network they must fit.
     known : mapping
-        Checkpoints that were checked before; those whose size and modification time are the same
-        are not read again.
+        Checkpoints that were checked before. Files whose size and modification time are the same
+        are not read again, unless other files of `paths` have that size and time too: where
+        times are normalised, they tell nothing.
     on_done : callable
         Called with the number of files checked so far.
 
@@ -225,24 +341,32 @@ def check_all(
     """
     expected = spec.build().state_dict()
 
+    def look_at(epoch: int) -> tuple[int, int] | None:
+        try:
+            status = paths[epoch].stat()
+        except OSError:
+            return None  # reading says why
+        return status.st_size, status.st_mtime_ns
+
     def check(epoch: int) -> Checkpoint | CheckpointError:
-        path = paths[epoch]
+        path, before, seen = paths[epoch], known.get(epoch), looks[epoch]
+        if before and seen == (before.size, before.mtime_ns) and times[seen] == 1:
+            return Checkpoint(epoch, path, before.sha256, before.size, before.mtime_ns)
         try:
             status = path.stat()
-            before = known.get(epoch)
-            if before and (before.size, before.mtime_ns) == (status.st_size, status.st_mtime_ns):
-                return Checkpoint(epoch, path, before.sha256, before.size, before.mtime_ns)
             state_dict, sha256 = read_state_dict(path)
             check_weights(expected, state_dict, path)
         except CheckpointError as error:
             return error
         except OSError as error:
-            return CheckpointError(f"checkpoint {path} cannot be read: {error.strerror}")
+            return _unreadable(path, error)
         return Checkpoint(epoch, path, sha256, status.st_size, status.st_mtime_ns)
 
     checked: list[Checkpoint] = []
     errors: list[CheckpointError] = []
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(READERS) as pool:
+        looks = dict(zip(paths, pool.map(look_at, paths), strict=True))
+        times = Counter(looks.values())
         for result in pool.map(check, paths):
             if isinstance(result, CheckpointError):
                 errors.append(result)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from daskcurv.config import check_positive
 from daskcurv.errors import ConfigError, DataError
+from daskcurv.places import leads_nowhere
 
 Partition = Literal["entering", "trained"]
 PARTITIONS: tuple[str, ...] = get_args(Partition)
@@ -69,10 +70,29 @@ class Schedule:
 
     def first_epoch_active(self, num_classes: int) -> NDArray[np.int64]:
         """Return, for each position in the class order, the first epoch at which it is active."""
+        trained = self.first_epoch_trained(num_classes)
+        entering = trained - 1
+        return np.where((entering > 0) & (self.class_partition == "trained"), trained, entering)
+
+    def first_epoch_trained(self, num_classes: int) -> NDArray[np.int64]:
+        """Return, for each position in the class order, the first epoch that trained on it.
+
+        Its checkpoint is the first whose weights have seen the class. The weights of epoch 0 have
+        seen none, and those of an epoch at which classes are added have not seen these, whatever
+        the `class_partition`.
+        """
         position = np.arange(num_classes)
         task = np.maximum(0, -(-(position - self.initial_classes + 1) // self.class_increment))
-        epoch = task * self.class_frequency
-        return np.where((task > 0) & (self.class_partition == "trained"), epoch + 1, epoch)
+        return task * self.class_frequency + 1
+
+    @classmethod
+    def recorded(cls, classes: Mapping[str, Any]) -> Schedule | None:
+        """Return the schedule that a store's identity records under ``classes``, if it does.
+
+        A store that was imported records the class order alone.
+        """
+        terms = {field.name for field in fields(cls)}
+        return cls(**{name: classes[name] for name in terms}) if terms <= classes.keys() else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the schedule as a JSON-able dictionary."""
@@ -118,6 +138,9 @@ def read_class_order(path: Path, num_classes: int) -> NDArray[np.int64]:
     try:
         with open(path, "rb") as file:
             order = np.lib.format.read_array(file, allow_pickle=False)
+    except OSError as error:
+        reason = leads_nowhere(path) or error.strerror
+        raise DataError(f"class order {path} cannot be read as an .npy file: {reason}") from error
     except Exception as error:
         # A damaged header can fail in the tokenizer, the decoder or the reader.
         raise DataError(f"class order {path} cannot be read as an .npy file: {error}") from error
@@ -155,6 +178,32 @@ def held_out_split(labels: NDArray[np.int64], per_class: int) -> NDArray[np.uint
     for label in np.unique(labels):
         split[np.flatnonzero(labels == label)[:per_class]] = VALIDATION
     return split
+
+
+def first_epochs_trained(
+    classes: Mapping[str, Any], class_position: NDArray[np.integer[Any]]
+) -> NDArray[np.int64]:
+    """Return the first epoch whose weights had been trained on each sample's class.
+
+    Parameters
+    ----------
+    classes : mapping
+        Of a store's identity: the class order and its schedule.
+    class_position : ndarray of int, shape (N,)
+        Position of each sample's class in the class order; -1 if it is not known.
+
+    Returns
+    -------
+    ndarray of int64, shape (N,)
+        -1 where it is not known: the position is not, or no schedule is recorded.
+    """
+    schedule = Schedule.recorded(classes)
+    if schedule is None:
+        return np.full(len(class_position), -1, np.int64)
+    # A position of -1 takes the last element.
+    by_position = np.append(schedule.first_epoch_trained(len(classes["order"])), -1)
+    first: NDArray[np.int64] = by_position[class_position]
+    return first
 
 
 def active_samples(

@@ -13,6 +13,7 @@ import logging
 import pickle
 import re
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from daskcurv.errors import DataError, StoreWriteError
 from daskcurv.files import whole_directory
+from daskcurv.places import exists, leads_nowhere, listed, names_in
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -146,11 +148,8 @@ def _read_pickle(path: Path) -> dict[str, Any]:
         with open(path, "rb") as file:
             # latin1 maps Python 2 byte strings one to one, array data included.
             content = _ArrayUnpickler(file, encoding="latin1").load()
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(
-            f"{path} does not exist; expected the files of CIFAR-100's python version "
-            "(train, test, meta). Point --data_path at them, or add --download"
-        ) from None
+    except OSError as error:
+        raise DataError(_unreadable(path, error)) from error
     except Exception as error:
         # A damaged or hostile pickle can raise nearly anything; all of it means the same here.
         raise DataError(
@@ -160,6 +159,27 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__}; expected a dictionary")
     return {_text(key): content[key] for key in content}
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    if where := leads_nowhere(path):
+        return f"{path} cannot be read: {where}. Restore what it leads to, or the link"
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        return f"{path} cannot be read: {error.strerror}"
+    there = _names_in(path.parent)
+    return (
+        f"{path} does not exist; expected the files of CIFAR-100's python version (train, test, "
+        "meta). Point --data_path at them, or add --download"
+        + (f" (the directory has {listed(there)})" if there else "")
+    )
+
+
+def _names_in(directory: Path) -> list[str]:
+    """Return what is in a directory, for messages; nothing where that cannot be said."""
+    try:
+        return names_in(directory)
+    except OSError:
+        return []
 
 
 def _text(value: Any) -> str:
@@ -225,7 +245,7 @@ def read_cifar(directory: Path) -> Cifar:
 
 
 def _class_names(meta: Path) -> tuple[str, ...]:
-    if not meta.exists():
+    if not exists(meta, "data set file") and not leads_nowhere(meta):
         return ()
     names = _read_pickle(meta).get("fine_label_names", [])
     if not isinstance(names, list | tuple):
@@ -241,8 +261,15 @@ def download(directory: Path) -> None:
     directory : Path
         Must be called ``cifar-100-python``, the name inside the published archive.
     """
-    if (directory / "train").exists():
+    if exists(directory / "train", "data set file"):
         return
+    # What is there may be the user's own data set, which the published one must not replace.
+    if alike := [name for name in _names_in(directory) if name.casefold().startswith("train")]:
+        raise DataError(
+            f"--download would put the published data set beside {listed(alike)} of {directory}, "
+            "which is no file that can be read as train. Rename or restore it, or name another "
+            "--data_path"
+        )
     if directory.name != DIRECTORY:
         raise DataError(
             f"--download unpacks a directory called {DIRECTORY!r}; --data_path is {directory}. "
@@ -253,7 +280,7 @@ def download(directory: Path) -> None:
     log.info("downloading CIFAR-100 into %s", directory.parent)
     try:
         CIFAR100(directory.parent, train=True, download=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, HTTPException) as error:
         raise DataError(
             f"CIFAR-100 could not be downloaded into {directory.parent}: {error}. Fetch the python "
             f"version elsewhere and unpack it as {directory}"
@@ -276,7 +303,7 @@ def prepare(dataset: Cifar, parent: Path) -> Path:
     """
     target = parent / dataset.digest()[:16]
     if target.exists():
-        if _holds(target, dataset):
+        if _is_whole(target):
             return target
         log.warning("the workers' copy of the data set, %s, is damaged; writing it again", target)
     try:
@@ -290,16 +317,19 @@ def prepare(dataset: Cifar, parent: Path) -> Path:
     return target
 
 
-def _holds(prepared: Path, dataset: Cifar) -> bool:
+def _is_whole(prepared: Path) -> bool:
     try:
-        images, labels = open_prepared(prepared)
+        open_prepared(prepared)
     except DataError:
         return False
-    return np.array_equal(labels, dataset.labels) and np.array_equal(images, dataset.images)
+    return True
 
 
 def open_prepared(directory: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Map the copy made by `prepare`.
+    """Map the copy made by `prepare`, and compare it with the digest in its name.
+
+    Whoever maps it does so, since another machine can see other contents than the one that wrote
+    it. A full-size copy takes 0.1 s, and is in memory then.
 
     Returns
     -------
@@ -314,12 +344,15 @@ def open_prepared(directory: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]
     """
     try:
         images = np.load(directory / "images.npy", mmap_mode="r", allow_pickle=False)
-        return images, np.load(directory / "labels.npy", allow_pickle=False)
+        labels = np.load(directory / "labels.npy", allow_pickle=False)
+        if not Cifar(images, labels).digest().startswith(directory.name):
+            raise ValueError("its contents do not have the digest in its name")
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
-            f"the workers' copy of the data set, {directory}, cannot be read: {error}. Launch "
+            f"the workers' copy of the data set, {directory}, cannot be used: {error}. Launch "
             "again to have it written again"
         ) from error
+    return images, labels
 
 
 def normalise(images: NDArray[np.uint8]) -> Tensor:

@@ -26,9 +26,10 @@ from daskcurv.dataset import normalise
 from daskcurv.errors import DaskcurvError
 from daskcurv.estimators.auto import has_fast_bfloat16
 from daskcurv.estimators.kernels import KERNELS
-from daskcurv.pipeline.estimate import EXPORTED_BYTES, existing
+from daskcurv.pipeline.estimate import EXPORTED_BYTES
 from daskcurv.pipeline.inputs import PROPAGATION, Inputs, gather, sample_columns
 from daskcurv.pipeline.options import LaunchOptions
+from daskcurv.places import existing
 from daskcurv.spread import evenly
 from daskcurv.storage import schema
 
@@ -180,7 +181,7 @@ def _inputs(report: _Report, options: LaunchOptions, named: bool) -> Inputs | No
 
 def _disk(report: _Report, options: LaunchOptions, inputs: Inputs | None) -> None:
     report.section("disk")
-    place = existing(options.store.absolute())
+    place = existing(options.store)
     free = shutil.disk_usage(place).free
     if inputs is None:
         report.ok(f"{free / 2**30:.1f} GiB free at {place}")

@@ -2,15 +2,26 @@
 
 Every mistake a user can make (a wrong option, a damaged file, a full disk) is raised as a
 :class:`DaskcurvError` whose text names the file, field or value, what was expected, and what to
-do. The command line prints that text and nothing else; anything that is not a ``DaskcurvError``
-is a defect of the program and keeps its traceback.
+do. The command line prints that text and nothing else. Any other exception is an error in the
+program, whose traceback goes to a file.
 """
 
 from __future__ import annotations
 
 
 class DaskcurvError(Exception):
-    """Base of all errors whose text is meant for the user."""
+    """Base of all errors whose text is meant for the user.
+
+    Parameters
+    ----------
+    text : str
+    option : str, optional
+        Option that chooses what the text ends with; added by commands that have the option.
+    """
+
+    def __init__(self, text: str, *, option: str | None = None):
+        super().__init__(text)
+        self.option = option
 
 
 class ConfigError(DaskcurvError, ValueError):
@@ -23,6 +34,10 @@ class DataError(DaskcurvError):
 
 class CheckpointError(DaskcurvError):
     """A checkpoint is missing, damaged, or does not belong to the network."""
+
+
+class CheckpointChangedError(CheckpointError):
+    """A checkpoint is not the file that the run was planned with."""
 
 
 class StoreError(DaskcurvError):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from daskcurv.logs import log_file
-from daskcurv.storage.lock import beside
+from daskcurv.storage.lock import LauncherLock, beside
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +37,13 @@ class RunRecord:
     Parameters
     ----------
     store : Path
+    lock : LauncherLock, optional
+        The launch's; nothing is written once another launch has it.
     """
 
-    def __init__(self, store: Path):
+    def __init__(self, store: Path, lock: LauncherLock | None = None):
         path = log_file()
+        self._lock = lock
         self._path = beside(store, SUFFIX)
         self._written = -float("inf")
         self._unwritable = False
@@ -49,6 +52,7 @@ class RunRecord:
             "state": "running",
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "lock": None if lock is None else lock.token,
             "job": os.environ.get("SLURM_JOB_ID"),
             "began": now(),
             "log": None if path is None else str(path.absolute()),
@@ -87,6 +91,8 @@ class RunRecord:
     def write(self) -> None:
         """Replace the file; a run goes on if that cannot be done."""
         self._written = time.monotonic()
+        if self._lock is not None and not self._lock.held:
+            return
         silent_since = self._written - max(_HEARD_SECONDS, 3 * self._longest)
         heard = {
             worker: values
@@ -102,6 +108,8 @@ class RunRecord:
         # Not synced, as what is lost in a power cut is of no use after it.
         draft = self._path.with_name(self._path.name + ".partial")
         try:
+            # One that a killed launcher has left can be another user's.
+            draft.unlink(missing_ok=True)
             draft.write_text(json.dumps(content, indent=2) + "\n")
             draft.replace(self._path)
         except OSError as error:
@@ -115,19 +123,20 @@ class RunRecord:
 
 
 @contextmanager
-def recording(store: Path) -> Iterator[RunRecord]:
+def recording(store: Path, lock: LauncherLock | None = None) -> Iterator[RunRecord]:
     """Keep the account of a launch, up to how it ended; its lock has to be held.
 
     Parameters
     ----------
     store : Path
+    lock : LauncherLock, optional
 
     Yields
     ------
     RunRecord
         The launch sets ``state`` where it ends by itself.
     """
-    record = RunRecord(store)
+    record = RunRecord(store, lock)
     package = logging.getLogger("daskcurv")
     package.addHandler(record.messages)
     record.write()

@@ -186,8 +186,7 @@ class Scorer:
     def method(self) -> str:
         """The method in use, with its precision; empty while ``"auto"`` has not chosen."""
         estimator = self._estimate
-        chosen = estimator.chosen if isinstance(estimator, Auto) else estimator
-        return "" if chosen is None else chosen.method
+        return estimator.in_use if isinstance(estimator, Auto) else estimator.method
 
     def num_outputs(self, images: Tensor) -> int:
         """Return how many logits the model has for each of `images`, shape (N, *input)."""

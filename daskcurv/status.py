@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from daskcurv.classes import active_samples
+from daskcurv.places import listed
 from daskcurv.run_record import read_record
 from daskcurv.storage import ResultsStore
+from daskcurv.storage.finite import noted_epochs
 from daskcurv.storage.lock import holder
 
 KILLED = "ended without a word: killed, or its machine went down"
@@ -32,8 +34,8 @@ def read_status(path: Path) -> dict[str, Any]:
     -------
     dict
         JSON-able. ``store`` has ``epochs``, ``blocks`` and ``samples`` (active ones), each with
-        ``done`` and ``of``; None if there is none yet. ``run`` is the record of the last launch,
-        with ``state`` as ``"running"`` only if its process is alive; None if none is known.
+        ``done`` and ``of``, and ``epochs_not_finite``; None if there is none yet. ``run`` is the
+        record of the last launch, with ``state`` as ``"running"`` only if its process is alive; None if none is known.
 
     Raises
     ------
@@ -43,13 +45,23 @@ def read_status(path: Path) -> dict[str, Any]:
     # In this order: a launcher that ends meanwhile is not taken for one that was killed.
     owner = holder(path)
     run = read_record(path)
-    if run is not None and run.get("state") == "running":
-        mine = ("host", "pid")
-        if owner is None or any(owner.get(name) != run.get(name) for name in mine):
-            run["state"] = KILLED
+    if (
+        run is not None
+        and run.get("state") == "running"
+        and (owner is None or not _is_launcher_of(owner, run))
+    ):
+        run["state"] = KILLED
     if run is not None and not path.exists():
         return {"path": str(path), "store": None, "run": run}
     return {"path": str(path), "store": _count(_filled(path, run)), "run": run}
+
+
+def _is_launcher_of(owner: dict[str, Any], run: dict[str, Any]) -> bool:
+    """Return whether who holds the lock is who wrote the record."""
+    if owner.get("token") and run.get("lock"):
+        return bool(owner["token"] == run["lock"])
+    # One of them is of an earlier version, or cannot be read.
+    return all(owner.get(name, run.get(name)) == run.get(name) for name in ("host", "pid"))
 
 
 def _filled(path: Path, run: dict[str, Any] | None) -> ResultsStore:
@@ -74,6 +86,7 @@ def _count(store: ResultsStore) -> dict[str, Any]:
         "blocks": {"done": int(done.sum()), "of": done.size},
         "samples": {"done": int(samples[done].sum()), "of": int(samples.sum())},
         "compute_seconds": float(store.read("compute_seconds").sum()),
+        "epochs_not_finite": noted_epochs(store),
     }
 
 
@@ -99,6 +112,11 @@ def describe(status: dict[str, Any], now: datetime | None = None) -> str:
         ]
         part = store["samples"]["done"] / store["samples"]["of"] if store["samples"]["of"] else 1
         lines.append(f"done      {', '.join(counts)} ({part:.1%})")
+        if epochs := list(map(str, store["epochs_not_finite"])):
+            lines.append(
+                f"warning   results that are not finite numbers at epochs {listed(epochs)}; "
+                "daskcurv verify counts them"
+            )
     if run is None:
         lines.append("run       none on record")
         return "\n".join(lines)

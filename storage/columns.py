@@ -14,7 +14,7 @@ import numpy as np
 
 from daskcurv.errors import StoreError
 from daskcurv.storage import schema
-from daskcurv.storage.group import numpy_dtype, writing
+from daskcurv.storage.group import numpy_dtype
 from daskcurv.storage.store import Columns, ResultsStore
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def restore_columns(store: ResultsStore, samples: Columns, epochs: Columns) -> N
         if values is None:
             found = known.get(variable.name, {})
             values = [found.get(epoch, variable.fill) for epoch in store.epochs]
-        with writing(f"results store {store.path}"):
+        with store.changing():
             discard_column(store, variable)
             store.array(variable.name)[:] = np.asarray(values, dtype=numpy_dtype(variable))
         log.warning("%s of results store %s was damaged; restored", variable.name, store.path)
@@ -65,7 +65,7 @@ def restore_columns(store: ResultsStore, samples: Columns, epochs: Columns) -> N
 
 def discard_column(store: ResultsStore, variable: schema.Variable) -> None:
     """Make a one-dimensional variable missing, so that the next launch restores it."""
-    with writing(f"results store {store.path}"):
+    with store.changing():
         for path in column_files(store, variable):
             path.unlink(missing_ok=True)
 
@@ -74,4 +74,4 @@ def column_files(store: ResultsStore, variable: schema.Variable) -> list[Path]:
     """Return the files of a one-dimensional variable."""
     array = store.array(variable.name)
     count = -(-array.shape[0] // array.chunks[0])
-    return [store.path / variable.name / "c" / str(chunk) for chunk in range(count)]
+    return [store.root / variable.name / "c" / str(chunk) for chunk in range(count)]

@@ -71,10 +71,11 @@ def compact(source: ResultsStore, out: Path) -> None:
     _refuse_unfinished(source)
     with writing(f"compact store {out}"):
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with launcher_lock(out):
+    with launcher_lock(out) as lock:
         discard_drafts(out)
         with writing(f"compact store {out}"), whole_directory(out.absolute()) as building:
             _build(source, building)
+            lock.check()
     log.info("%s is complete: %d epochs of %s", out, len(source.epochs), source.path)
 
 

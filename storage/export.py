@@ -78,8 +78,9 @@ def is_exported(
     if found != store.fingerprint:
         origin = "another configuration" if found else "another program"
         raise ExportError(
-            f"{target} exists and was made by {origin}; it is left alone. Export into another "
-            "directory (--save_base_dir for a launch), or move it away"
+            f"{target} exists and was made by {origin}; it is left alone. Move it away, or export "
+            "into another directory",
+            option="--save_base_dir",
         )
     checkpoint = str(store.read("checkpoint_sha256")[store.rows[epoch]])
     return bool(metadata.get("checkpoint_sha256") == checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from daskcurv.errors import StoreError, StoreWriteError
 from daskcurv.storage import schema
+from daskcurv.storage.lock import INSIDE
 
 CODECS = (ZstdCodec(level=3), Crc32cCodec())
 """Without the checksum, most flipped bits pass through zstd unnoticed."""
@@ -65,13 +67,18 @@ def open_group(path: Path) -> zarr.Group:
     """
     metadata = path / "zarr.json"
     if not metadata.exists():
-        what = "has no zarr.json" if path.is_dir() else "is not a directory"
-        what = what if path.exists() else "does not exist"
+        if not path.exists():
+            example = path.with_name(f"{path.stem}.zarr")
+            such = "" if example == path else f" such as {example}"
+            raise StoreError(f"{path} does not exist; expected a results store{such}")
+        what = "it has no zarr.json" if path.is_dir() else "it is a file"
         raise StoreError(
-            f"{path} {what}, so it is not a daskcurv results store; name one (--store for a launch)"
+            f"{path} is not a daskcurv results store: {what}; choose another store",
+            option="--store",
         )
     try:
-        group = zarr.open_group(path, mode="r+", use_consolidated=True)
+        # Absolute, as a process can change its directory while it has the store open.
+        group = zarr.open_group(path.absolute(), mode="r+", use_consolidated=True)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise StoreError(
             f"{metadata} cannot be read as a Zarr group with consolidated metadata: {error}. If "
@@ -91,7 +98,8 @@ def open_group(path: Path) -> zarr.Group:
     if lost := [name for name in needed if name not in group.attrs]:
         raise StoreError(
             f"results store {path} is damaged: its zarr.json lacks {', '.join(lost)}. Restore that "
-            "file from a copy, or choose another --store"
+            "file from a copy, or choose another store",
+            option="--store",
         )
     return group
 
@@ -99,6 +107,7 @@ def open_group(path: Path) -> zarr.Group:
 def consolidate(path: Path) -> None:
     """Write one ``zarr.json`` that describes a group and all of its arrays."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=f"Object at {re.escape(INSIDE)}")
         # zarr warns that other implementations may not read consolidated v3 metadata; they fall
         # back to the arrays' own metadata, which says the same.
         warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)

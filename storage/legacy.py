@@ -70,7 +70,7 @@ def import_tree(tree_path: Path, path: Path, multiply_by: int = 1) -> ResultsSto
         )
     with writing(f"results store {path}"):
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with launcher_lock(path), writing(f"results store {path}"):
+    with launcher_lock(path) as lock, writing(f"results store {path}"):
         discard_drafts(path)
         with whole_directory(path.absolute()) as building:
             building.rmdir()  # in its place comes the store
@@ -79,6 +79,7 @@ def import_tree(tree_path: Path, path: Path, multiply_by: int = 1) -> ResultsSto
             parts = [tree.epochs[start : start + _EPOCHS_AT_ONCE] for start in starts]
             pieces = [(building, replace(tree, epochs=part), multiply_by) for part in parts]
             do_all(_fill, pieces, description="importing", at_once=processes_for(store))
+            lock.check()
     return ResultsStore.open(path)
 
 

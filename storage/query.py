@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from daskcurv.classes import first_epochs_trained
 from daskcurv.config import Identity
 from daskcurv.errors import ConfigError, StoreError
 from daskcurv.storage import schema
@@ -20,6 +21,15 @@ from daskcurv.storage.store import ResultsStore
 Incomplete = Literal["mask", "raise", "include"]
 
 _EPOCHS_PER_DASK_CHUNK = 64
+
+_FIRST_TRAINED = {
+    "long_name": "first epoch whose weights had been trained on the sample's class; "
+    "-1 if not known",
+}
+_TRAINED = {
+    "long_name": "whether the weights had been trained on the sample's class",
+    "comment": "epoch >= first_epoch_trained; True where that is not known",
+}
 
 
 def open_results(
@@ -48,7 +58,11 @@ def open_results(
     xarray.Dataset
         Dimensions ``(epoch, sample)``, sorted by epoch. Besides what is stored it has
         ``curvature_stderr``, the standard error of ``curvature`` for want of more probes, and
-        where the names of the classes are known, the coordinate ``class_name``.
+        the coordinates ``first_epoch_trained`` (int64, by sample: the first epoch whose weights
+        had been trained on the sample's class; -1 if no schedule is recorded, as in an imported
+        store) and ``trained`` (bool, by epoch and sample: whether the weights had been; True where
+        that is not known, so that nothing is left out). Where the names of the classes are known,
+        there is the coordinate ``class_name``.
 
     Raises
     ------
@@ -71,7 +85,7 @@ def open_results(
         )
     masked = incomplete == "mask" and not complete.all()
     variables = _variables(store, masked, {name: opened[name].attrs for name in per_sample})
-    dataset = dataset.assign(variables)
+    dataset = dataset.assign(variables).assign_coords(_trained(store, dataset))
     if names := store.attrs.get("class_names"):
         labels = dataset.label.values
         known = np.array([*names, ""])[np.where(labels < len(names), labels, len(names))]
@@ -122,6 +136,22 @@ def _variables(
     name = schema.STATUS.name
     variables[name] = lazy_variable(status, status.dtype, status.read, attrs[name])
     return variables
+
+
+def _trained(store: ResultsStore, columns: xr.Dataset) -> dict[str, xr.Variable]:
+    """Return which weights had been trained on which samples' classes, as coordinates."""
+    first = first_epochs_trained(store.identity["classes"], columns.class_position.values)
+    read = partial(_is_trained, columns.epoch.values, first)
+    return {
+        "first_epoch_trained": xr.Variable("sample", first, _FIRST_TRAINED),
+        "trained": lazy_variable(store.stored(schema.STATUS.name), np.bool_, read, _TRAINED),
+    }
+
+
+def _is_trained(epochs: NDArray[np.int64], first: NDArray[np.int64], key: Key) -> NDArray[np.bool_]:
+    rows, samples = key
+    trained: NDArray[np.bool_] = np.greater_equal.outer(epochs[rows], first[samples])
+    return trained
 
 
 def standard_error(

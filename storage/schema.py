@@ -90,6 +90,8 @@ MEASURES = (
 )
 """Per-sample results; a block's status is written after all of them."""
 
+MEASURE = {variable.name: variable for variable in MEASURES}
+
 DIGEST = Variable(
     "integrity/block_digest",
     ("epoch", "block", "variable"),

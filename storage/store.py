@@ -25,6 +25,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -48,6 +49,7 @@ from daskcurv.storage.group import (
     writing,
 )
 from daskcurv.storage.lazy import Stored
+from daskcurv.storage.lock import LauncherLock
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +62,10 @@ class ResultsStore:
     Use :meth:`create` or :meth:`open`.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, lock: LauncherLock | None = None):
         self.path = path
+        self.root = path.absolute()
+        self._lock = lock
         self._group = open_group(path)
         attrs = dict(self._group.attrs)
         self.attrs: Mapping[str, Any] = attrs
@@ -80,6 +84,7 @@ class ResultsStore:
         epochs: Columns,
         block_size: int = schema.DEFAULT_BLOCK_SIZE,
         attrs: Mapping[str, Any] | None = None,
+        lock: LauncherLock | None = None,
     ) -> ResultsStore:
         """Create a store with nothing computed.
 
@@ -97,6 +102,8 @@ class ResultsStore:
             Samples per block; at most N are used.
         attrs : mapping, optional
             Further attributes, for the reader's benefit.
+        lock : LauncherLock, optional
+            As for `open`.
 
         Raises
         ------
@@ -106,7 +113,9 @@ class ResultsStore:
         num_samples = len(samples["sample"])
         block_size = min(block_size, num_samples)
         if path.exists():
-            raise StoreError(f"{path} exists; open that results store, or choose another --store")
+            raise StoreError(
+                f"{path} exists; open that results store, or choose another store", option="--store"
+            )
         with writing(f"results store {path}"), whole_directory(path) as building:
             group = zarr.create_group(
                 building,
@@ -130,11 +139,14 @@ class ResultsStore:
                     samples[variable.name], dtype=variable.dtype
                 )
             consolidate(building)
-            cls(building)._append_rows(epochs)
-        return cls(path)
+            # With the lock, so that it is held just before the store gets its name.
+            cls(building, lock)._append_rows(epochs)
+        return cls.open(path, lock=lock)
 
     @classmethod
-    def open(cls, path: Path, *, identity: Identity | None = None) -> ResultsStore:
+    def open(
+        cls, path: Path, *, identity: Identity | None = None, lock: LauncherLock | None = None
+    ) -> ResultsStore:
         """Open an existing store.
 
         Parameters
@@ -142,6 +154,9 @@ class ResultsStore:
         path : Path
         identity : dict, optional
             If given, the store must have been made with it.
+        lock : LauncherLock, optional
+            Held by whoever is to change more than blocks. It then covers this store too, and
+            before every such change it is made sure that it is still held.
 
         Raises
         ------
@@ -149,7 +164,7 @@ class ResultsStore:
             If it is not a store, was made by a newer version, or has another identity; the text
             then lists the fields that differ.
         """
-        store = cls(path)
+        store = cls(path, lock)
         if identity is not None and store.fingerprint != fingerprint(identity):
             lines = differences(store.identity, identity)
             raise StoreError(
@@ -157,7 +172,22 @@ class ResultsStore:
                 + "\n  ".join(lines)
                 + "\nChange these settings back, or choose another --store"
             )
+        if lock is not None:
+            lock.cover(path)
         return store
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Hold a change of anything but blocks: refused by the system, or without the lock.
+
+        Raises
+        ------
+        StoreWriteError
+        """
+        with writing(f"results store {self.path}"):
+            if self._lock is not None:
+                self._lock.check()
+            yield
 
     @property
     def num_samples(self) -> int:
@@ -265,9 +295,9 @@ class ResultsStore:
 
     def rewrite_metadata(self, name: str) -> None:
         """Write an array's own ``zarr.json`` anew from the store's."""
-        with writing(f"results store {self.path}"):
+        with self.changing():
             text = json.dumps(self.array_metadata()[name], indent=2)
-            write_whole(self.path / name / "zarr.json", text.encode())
+            write_whole(self.root / name / "zarr.json", text.encode())
 
     def refuse_if_compact(self) -> None:
         """Raise a StoreError if this is a store for reading."""
@@ -292,9 +322,9 @@ class ResultsStore:
         seen = Counter([*self.rows, *map(int, epochs["epoch"])])
         if repeated := [epoch for epoch, times in seen.items() if times > 1]:
             raise StoreError(f"results store {self.path} would have epochs {repeated} twice")
-        with writing(f"results store {self.path}"):
+        with self.changing():
             self._append_rows(epochs)
-        self._group = open_group(self.path)
+        self._group = open_group(self.root)
         self.__dict__.pop("epochs", None)
         self.__dict__.pop("rows", None)
 
@@ -308,12 +338,13 @@ class ResultsStore:
             if variable in schema.COLUMNS:
                 values = epochs.get(variable.name, [variable.fill] * count)
                 array[start:] = np.asarray(values, dtype=numpy_dtype(variable))
-        self._group.update_attributes({"epochs": [*self.epochs, *map(int, epochs["epoch"])]})
-        consolidate(self.path)
+        with self.changing():
+            self._group.update_attributes({"epochs": [*self.epochs, *map(int, epochs["epoch"])]})
+            consolidate(self.root)
 
     def set_epoch(self, row: int, **values: bool | float | int | str) -> None:
         """Write per-epoch variables of one row; only the launcher does."""
-        with writing(f"results store {self.path}"):
+        with self.changing():
             for name, value in values.items():
                 self.array(name)[row] = value
 
@@ -356,7 +387,7 @@ class ResultsStore:
 
     def discard_block(self, row: int, block: int) -> None:
         """Make a block missing again, its status first, so that it is never half of one."""
-        with writing(f"results store {self.path}"):
+        with self.changing():
             status = self.chunk_path(schema.STATUS.name, row, block)
             for variable in (schema.STATUS, *schema.MEASURES, schema.DIGEST):
                 self.chunk_path(variable.name, row, block).unlink(missing_ok=True)
@@ -418,7 +449,7 @@ class ResultsStore:
 
     def chunk_path(self, name: str, row: int, block: int) -> Path:
         """Return the file of a block of a per-sample variable, or of its digests."""
-        path = self.path / name / "c" / str(row) / str(block)
+        path = self.root / name / "c" / str(row) / str(block)
         return path / "0" if name == schema.DIGEST.name else path
 
 

@@ -26,6 +26,7 @@ from daskcurv.storage.checks import Damage, checked_epoch
 from daskcurv.storage.columns import damaged_columns, discard_column
 from daskcurv.storage.compact import same_bits, slabs, turned
 from daskcurv.storage.export import IMPORTED_METADATA
+from daskcurv.storage.finite import measures_of, not_finite
 from daskcurv.storage.store import ResultsStore
 from daskcurv.storage.work import do_all, processes_for
 
@@ -45,12 +46,16 @@ class Verification:
     leftovers : int
         Temporary files of interrupted writes, which nobody reads.
     damage : list of Damage
+    not_finite : dict
+        By epoch, how many samples have results that are not finite numbers; epochs without such
+        samples are left out.
     """
 
     blocks: int
     missing: int
     leftovers: int
     damage: list[Damage]
+    not_finite: dict[int, int]
 
 
 def verify(store: ResultsStore) -> Verification:
@@ -69,12 +74,15 @@ def verify(store: ResultsStore) -> Verification:
     rows = range(len(store.epochs))
     pieces = [(store.path, rows[i : i + _ROWS_AT_ONCE]) for i in range(0, len(rows), _ROWS_AT_ONCE)]
     at_once = processes_for(store)
-    found = do_all(epoch_damage, pieces, description="verifying epochs", at_once=at_once)
+    found, counts = [], {}
+    for part in do_all(check_epochs, pieces, description="verifying epochs", at_once=at_once):
+        found.append(part[0])
+        counts.update(part[1])
     if store.is_compact:
         found += do_all(slab_damage, slabs(store), description="verifying samples", at_once=at_once)
     damage += chain.from_iterable(found)
     leftovers = len(list(_leftovers(store.path)))
-    return Verification(int(done.sum()), int((~done).sum()), leftovers, damage)
+    return Verification(int(done.sum()), int((~done).sum()), leftovers, damage, counts)
 
 
 def repair(store: ResultsStore, damage: list[Damage]) -> None:
@@ -98,11 +106,12 @@ def repair(store: ResultsStore, damage: list[Damage]) -> None:
             discard_column(store, schema.COLUMN[one.column])
         elif one.metadata:
             store.rewrite_metadata(one.metadata)
-    for path in _leftovers(store.path):
-        path.unlink(missing_ok=True)
+    with store.changing():
+        for path in _leftovers(store.path):
+            path.unlink(missing_ok=True)
 
 
-def epoch_damage(path: Path, rows: range) -> list[Damage]:
+def check_epochs(path: Path, rows: range) -> tuple[list[Damage], dict[int, int]]:
     """Return what is wrong with the finished blocks of some rows.
 
     Parameters
@@ -110,13 +119,31 @@ def epoch_damage(path: Path, rows: range) -> list[Damage]:
     path : Path
         Of the store.
     rows : range
+
+    Returns
+    -------
+    damage : list of Damage
+    not_finite : dict
+        As in `Verification`.
     """
     store = ResultsStore.open(path)
     try:
         first_active = store.read("first_epoch_active")
     except StoreError:
         first_active = None
-    return [damage for row in rows for damage in checked_epoch(store, row, first_active)[1]]
+    names = measures_of(store)
+    found: list[Damage] = []
+    counts = {}
+    for row in rows:
+        values, damage = checked_epoch(store, row, first_active)
+        found += damage
+        broken = not_finite(values, names)
+        for one in damage:
+            if one.block is not None:
+                broken[slice(*store.bounds(one.block))] = False
+        if count := int(broken.sum()):
+            counts[store.epochs[row]] = count
+    return found, counts
 
 
 def slab_damage(path: Path, name: str, places: slice) -> list[Damage]:

@@ -26,6 +26,7 @@ from daskcurv.analysis import (
     forgetting_events,
     learning_time,
     mean_over_active_epochs,
+    median_over_active_epochs,
     rank_correlation,
     threshold_learning_time,
 )
@@ -85,13 +86,17 @@ EPOCHS, SAMPLES, CLASSES = 7, 40, 6
 
 
 def results(seed: int = 0, with_nan: bool = False) -> xr.Dataset:
-    """Classes arrive in twos at epochs 0, 400 and 800; a sample is never active, one is missing."""
+    """Classes arrive in twos at epochs 0, 400 and 800, and are trained on from the epoch after.
+
+    A sample is never active, one is missing.
+    """
     generator = np.random.default_rng(seed)
     epoch = 200 * np.arange(EPOCHS)
     label = generator.integers(0, CLASSES, SAMPLES)
     position = np.argsort(generator.permutation(CLASSES))[label]
     first = 400 * (position // 2)
     first[0] = 10_000
+    trained = first + 1
     status = np.where(first[None, :] <= epoch[:, None], COMPUTED, INACTIVE).astype(np.uint8)
     status[3, 5] = MISSING
     shape = status.shape
@@ -116,28 +121,35 @@ def results(seed: int = 0, with_nan: bool = False) -> xr.Dataset:
             "class_name": ("sample", np.array(list("abcdef"))[label]),
             "class_position": ("sample", position),
             "first_epoch_active": ("sample", first),
+            "first_epoch_trained": ("sample", trained),
+            "trained": (("epoch", "sample"), epoch[:, None] >= trained[None, :]),
             "split": ("sample", generator.integers(0, 2, SAMPLES)),
             "task": ("epoch", epoch // 400),
         },
     )
 
 
-def active_values(dataset: xr.Dataset, name: str, sample: int) -> list[float]:
-    """The values of a sample at its active epochs, by the definition."""
+def counts(dataset: xr.Dataset, epoch: int, sample: int, untrained: bool) -> bool:
+    """Whether the epoch of a row counts for a sample, by the definition."""
+    if dataset.status.values[epoch, sample] != COMPUTED:
+        return False
+    return untrained or bool(200 * epoch > dataset.first_epoch_active.values[sample])
+
+
+def values_of(dataset: xr.Dataset, name: str, sample: int, untrained: bool) -> list[float]:
+    """The values of a sample at the epochs that count."""
     return [
-        float(value)
-        for value, status in zip(
-            dataset[name].values[:, sample], dataset.status.values[:, sample], strict=True
-        )
-        if status == COMPUTED
+        float(dataset[name].values[epoch, sample])
+        for epoch in range(EPOCHS)
+        if counts(dataset, epoch, sample, untrained)
     ]
 
 
 def by_definition(
-    dataset: xr.Dataset, name: str, number: Callable[[list[float]], float]
+    dataset: xr.Dataset, name: str, number: Callable[[list[float]], float], untrained: bool
 ) -> list[float]:
-    """Apply a function to each sample's values at active epochs; NaN without any, or with NaN."""
-    columns = [active_values(dataset, name, sample) for sample in range(SAMPLES)]
+    """Apply a function to each sample's values that count; NaN without any, or with NaN."""
+    columns = [values_of(dataset, name, sample, untrained) for sample in range(SAMPLES)]
     return [
         number(column) if column and not np.isnan(column).any() else math.nan for column in columns
     ]
@@ -158,16 +170,51 @@ def data(request: pytest.FixtureRequest) -> xr.Dataset:
     return results(with_nan=request.param)
 
 
+@pytest.fixture(params=[False, True], ids=["trained", "all weights"])
+def untrained(request: pytest.FixtureRequest) -> bool:
+    chosen: bool = request.param
+    return chosen
+
+
 @pytest.mark.parametrize("name", ["curvature", "loss", "grad_norm", "prediction"])
-def test_sums_and_means_are_over_active_epochs(data, chunks, name):
-    found = cumulative(shaped(data, chunks), name)
-    assert found.dims == ("sample",)
-    np.testing.assert_allclose(found, by_definition(data, name, sum), rtol=1e-12)
-    mean = mean_over_active_epochs(shaped(data, chunks), name)
-    np.testing.assert_allclose(mean, by_definition(data, name, np.mean), rtol=1e-12)
-    assert math.isnan(mean.values[0])
-    counts = [len(active_values(data, name, sample)) for sample in range(SAMPLES)]
-    np.testing.assert_array_equal(active_epochs(shaped(data, chunks)), counts)
+def test_sums_means_and_medians_are_over_active_epochs_with_trained_weights(
+    data, chunks, untrained, name
+):
+    reductions = {
+        cumulative: sum, mean_over_active_epochs: np.mean, median_over_active_epochs: np.median,
+    }  # fmt: skip
+    definition: Callable[[list[float]], float]
+    for reduction, definition in reductions.items():  # type: ignore[assignment]
+        # By default, weights that had not been trained on the sample's class are left out.
+        choice = {"include_untrained": True} if untrained else {}
+        found = reduction(shaped(data, chunks), name, **choice)
+        assert found.dims == ("sample",)
+        expected = by_definition(data, name, definition, untrained)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+        assert math.isnan(found.values[0])
+        assert ("whether or not" in found.attrs["epochs"]) == untrained
+    lengths = [len(values_of(data, name, sample, untrained)) for sample in range(SAMPLES)]
+    found = active_epochs(shaped(data, chunks), include_untrained=untrained)
+    np.testing.assert_array_equal(found, lengths)
+
+
+def test_where_the_schedule_is_not_known_every_active_epoch_counts_and_that_is_said():
+    data = results()
+    unknown = data.assign_coords(
+        first_epoch_trained=-xr.ones_like(data.first_epoch_trained),
+        trained=xr.ones_like(data.trained),
+    )
+    found = cumulative(unknown, "loss")
+    np.testing.assert_allclose(found, by_definition(data, "loss", sum, untrained=True))
+    assert found.attrs["epochs"].endswith("is not known")
+
+
+def test_results_that_do_not_say_which_weights_had_been_trained_are_refused():
+    data = results().drop_vars(["trained", "first_epoch_trained"])
+    with pytest.raises(ConfigError, match=r"no coordinate 'trained'.*open_results"):
+        cumulative(data, "loss")
+    expected = by_definition(data, "loss", sum, untrained=True)
+    np.testing.assert_allclose(cumulative(data, "loss", include_untrained=True), expected)
 
 
 def running_means(values: list[float], power: int) -> list[float]:
@@ -177,21 +224,22 @@ def running_means(values: list[float], power: int) -> list[float]:
 
 @pytest.mark.parametrize(("norm", "power"), [("squared", 2), ("plain", 1)])
 def test_learning_time_is_the_part_of_epochs_before_the_running_mean_is_low(
-    data, chunks, norm, power
+    data, chunks, untrained, norm, power
 ):
     known = [
         values
         for sample in range(SAMPLES)
-        if (values := active_values(data, "grad_norm", sample)) and not np.isnan(values).any()
+        if (values := values_of(data, "grad_norm", sample, untrained))
+        and not np.isnan(values).any()
     ]
     tau = np.mean([mean for values in known for mean in running_means(values, power)])
-    found = learning_time(shaped(data, chunks), norm)
+    found = learning_time(shaped(data, chunks), norm, include_untrained=untrained)
     assert found.attrs["tau"] == pytest.approx(tau, rel=1e-12)
 
     def part(values: list[float]) -> float:
         return float(np.mean([mean >= tau for mean in running_means(values, power)]))
 
-    np.testing.assert_allclose(found, by_definition(data, "grad_norm", part), atol=1e-12)
+    np.testing.assert_allclose(found, by_definition(data, "grad_norm", part, untrained), atol=1e-12)
     assert 0 < np.nanmean(found) < 1
     np.testing.assert_array_equal(np.unique(learning_time(data, norm, tau=1e9))[:1], [0])
 
@@ -201,24 +249,25 @@ def test_an_unknown_norm_is_refused():
         learning_time(results(), "cubed")
 
 
-def test_threshold_learning_time_counts_active_epochs(data, chunks):
+def test_threshold_learning_time_is_in_epochs_that_count(data, chunks, untrained):
     def first(values: list[float]) -> float:
         reached = [number for number, value in enumerate(values, 1) if value <= 0.5]
         return reached[0] if reached else math.nan
 
-    columns = [active_values(data, "loss", sample) for sample in range(SAMPLES)]
-    found = threshold_learning_time(shaped(data, chunks), 0.5)
+    columns = [values_of(data, "loss", sample, untrained) for sample in range(SAMPLES)]
+    found = threshold_learning_time(shaped(data, chunks), 0.5, include_untrained=untrained)
     np.testing.assert_array_equal(found, [first(values) for values in columns])
     assert np.isnan(found).any()
     assert (found > 1).any()
 
 
-def test_forgetting_is_from_correct_to_wrong_at_epochs_that_follow_each_other(data, chunks):
-    found = forgetting_events(shaped(data, chunks))
-    status, prediction = data.status.values, data.prediction.values
+def test_forgetting_is_from_correct_to_wrong_at_epochs_that_follow_each_other(
+    data, chunks, untrained
+):
+    found = forgetting_events(shaped(data, chunks), include_untrained=untrained)
     for sample in range(SAMPLES):
-        right = prediction[:, sample] == data.label.values[sample]
-        on = status[:, sample] == COMPUTED
+        right = data.prediction.values[:, sample] == data.label.values[sample]
+        on = np.array([counts(data, epoch, sample, untrained) for epoch in range(EPOCHS)])
         events = sum(
             on[epoch] and on[epoch + 1] and right[epoch] and not right[epoch + 1]
             for epoch in range(EPOCHS - 1)
@@ -228,14 +277,27 @@ def test_forgetting_is_from_correct_to_wrong_at_epochs_that_follow_each_other(da
     assert found.forgetting_events.sum() > 0
 
 
-def group_mean(data: xr.Dataset, name: str, members: np.ndarray, epoch: int) -> float:
-    on = (data.status.values[epoch] == COMPUTED) & members
+@pytest.mark.parametrize("gone", [MISSING, INACTIVE])
+def test_becoming_missing_is_not_forgetting(gone):
+    data = results()
+    data.prediction[:] = data.label
+    data.status[:, 1] = COMPUTED
+    data.status[4, 1] = gone
+    data.prediction[4, 1] = -1
+    found = forgetting_events(data, include_untrained=True)
+    assert found.forgetting_events.values.tolist() == [0] * SAMPLES
+
+
+def group_mean(
+    data: xr.Dataset, name: str, members: np.ndarray, epoch: int, untrained: bool = False
+) -> float:
+    on = members & [counts(data, epoch, sample, untrained) for sample in range(SAMPLES)]
     values = data[name].values[epoch, on].astype(np.float64)
     return float(values.mean()) if len(values) else math.nan
 
 
-def test_means_by_class_are_in_class_order(data, chunks):
-    found = by_class(shaped(data, chunks), "curvature")
+def test_means_by_class_are_in_class_order(data, chunks, untrained):
+    found = by_class(shaped(data, chunks), "curvature", include_untrained=untrained)
     assert found.dims == ("position", "epoch")
     assert found.position.values.tolist() == list(range(CLASSES))
     for place in range(CLASSES):
@@ -243,35 +305,80 @@ def test_means_by_class_are_in_class_order(data, chunks):
         (label,) = set(data.label.values[members])
         assert found.class_label.values[place] == label
         assert found.class_title.values[place] == "abcdef"[label]
-        expected = [group_mean(data, "curvature", members, epoch) for epoch in range(EPOCHS)]
+        expected = [
+            group_mean(data, "curvature", members, epoch, untrained) for epoch in range(EPOCHS)
+        ]
         np.testing.assert_allclose(found.sel(position=place), expected, rtol=1e-12)
     assert np.isnan(found).any()
 
 
-def test_means_by_cohort_and_by_split(data, chunks):
-    found = by_cohort(shaped(data, chunks), "loss")
+def test_means_by_cohort_and_by_split(data, chunks, untrained):
+    found = by_cohort(shaped(data, chunks), "loss", include_untrained=untrained)
     assert found.active_from.values.tolist() == [0, 400, 800, 10_000]
     for cohort, first in enumerate(found.active_from.values):
         members = data.first_epoch_active.values == first
-        expected = [group_mean(data, "loss", members, epoch) for epoch in range(EPOCHS)]
+        expected = [group_mean(data, "loss", members, epoch, untrained) for epoch in range(EPOCHS)]
         np.testing.assert_allclose(found.sel(cohort=cohort), expected, rtol=1e-12)
-    split = by_split(shaped(data, chunks), "loss")
+    split = by_split(shaped(data, chunks), "loss", include_untrained=untrained)
     for code, name in enumerate(("trained", "held out")):
         members = data.split.values == code
-        expected = [group_mean(data, "loss", members, epoch) for epoch in range(EPOCHS)]
+        expected = [group_mean(data, "loss", members, epoch, untrained) for epoch in range(EPOCHS)]
         np.testing.assert_allclose(split.sel(part=name), expected, rtol=1e-12)
 
 
-def test_changes_are_from_the_last_epoch_before_a_boundary_to_the_first_after(data, chunks):
+def change_by_definition(
+    data: xr.Dataset, cohort: int, before: int, after: int, untrained: bool = False
+) -> float:
+    """From one epoch to another, over the samples of a cohort that count at both."""
+    rows, pairs = (before // 200, after // 200), []
+    for sample in range(SAMPLES):
+        if data.first_epoch_active.values[sample] == cohort and all(
+            counts(data, row, sample, untrained) for row in rows
+        ):
+            pairs.append([float(data.curvature.values[row, sample]) for row in rows])
+    if not pairs:
+        return math.nan
+    mean_before, mean_after = np.mean(pairs, axis=0)
+    return float(mean_after - mean_before)
+
+
+def test_changes_are_from_the_last_weights_before_new_classes_to_the_first_after(data, chunks):
     found = boundary_changes(shaped(data, chunks), "curvature")
-    assert found.boundary.values.tolist() == [400, 800, 1200]
-    assert found.epoch_before.values.tolist() == [200, 600, 1000]
-    means = by_cohort(data, "curvature")
-    for after, before in ((400, 200), (800, 600), (1200, 1000)):
-        np.testing.assert_allclose(
-            found.sel(boundary=after), means.sel(epoch=after) - means.sel(epoch=before)
-        )
-    assert np.isnan(found.sel(cohort=1, boundary=400))
+    assert found.dims == ("cohort", "boundary")
+    assert found.boundary.values.tolist() == [400, 800]
+    # Saved at the end of epoch 400, before the classes were added: the last that precede them.
+    assert found.epoch_before.values.tolist() == [400, 800]
+    assert found.epoch_after.values.tolist() == [600, 1000]
+    for cohort, first in enumerate([0, 400, 800, 10_000]):
+        expected = [
+            change_by_definition(data, first, before, after)
+            for before, after in ((400, 600), (800, 1000))
+        ]
+        np.testing.assert_allclose(found.sel(cohort=cohort), expected, rtol=1e-9)
+    assert np.isnan(found.sel(cohort=[1, 2], boundary=400)).all()
+
+
+def test_changes_name_the_epochs_that_the_store_has():
+    data = results().isel(epoch=[0, 1, 4, 6])
+    found = boundary_changes(data, "curvature")
+    assert found.boundary.values.tolist() == [400, 800]
+    assert found.epoch_before.values.tolist() == [200, 800]
+    assert found.epoch_after.values.tolist() == [800, 1200]
+    assert boundary_changes(data.isel(epoch=[0, 1]), "curvature").sizes["boundary"] == 0
+
+
+def test_changes_where_the_schedule_is_not_known_pass_over_the_boundary_epoch(chunks):
+    data = results()
+    unknown = data.assign_coords(
+        first_epoch_trained=-xr.ones_like(data.first_epoch_trained),
+        trained=xr.ones_like(data.trained),
+    )
+    found = boundary_changes(shaped(unknown, chunks), "curvature")
+    assert found.boundary.values.tolist() == [400, 800]
+    assert found.epoch_before.values.tolist() == [200, 600]
+    assert found.epoch_after.values.tolist() == [600, 1000]
+    expected = change_by_definition(data, 0, 200, 600, untrained=True)
+    assert float(found[0, 0]) == pytest.approx(expected)
 
 
 def test_rank_correlations_are_scipys():

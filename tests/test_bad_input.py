@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
 import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -403,6 +406,167 @@ def test_a_class_order_of_another_kind_is_refused(project, refused, kind):
     message = refused("--class_order", path)
     assert str(path) in message
     assert ".npy" in message
+
+
+@pytest.mark.parametrize("which", ["the file", "its directory", "given"])
+def test_a_class_order_that_is_a_link_to_nothing_is_refused(project, refused, which):
+    path = project.root / "class_order" / "index-0.npy"
+    link = path.parent if which == "its directory" else path
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to("/not/mounted")
+    message = refused(*(["--class_order", path] if which == "given" else []))
+    assert str(path) in message
+    assert "a link to /not/mounted" in message
+
+
+NEARLY = [
+    "index_0.npy",
+    "index-00.npy",
+    "Index-0.npy",
+    "index-0.npy.npy",
+    "index-0.csv",
+    "index-0 (1).npy",
+    "index-0.npy.part",
+    "order.npy",
+]
+
+
+@pytest.mark.parametrize("name", NEARLY)
+def test_a_class_order_that_is_nearly_there_is_not_replaced_by_another(project, refused, name):
+    directory = project.root / "class_order"
+    directory.mkdir()
+    np.save(directory / "order.npy", np.arange(10)[::-1])
+    (directory / "order.npy").rename(directory / name)
+    message = refused()
+    assert f"{directory / 'index-0.npy'} does not exist" in message
+    assert f"has {name}, which may be it" in message
+    assert "--class_order regenerate" in message
+
+
+@pytest.mark.parametrize("name", ["class-order", "Class_Order", "class_orders"])
+def test_a_directory_that_is_nearly_that_of_class_orders_is_refused(project, refused, name):
+    (project.root / name).mkdir()
+    assert f"has {name}. Name the file" in refused()
+
+
+def test_a_file_in_place_of_the_directory_of_class_orders_is_refused(project, refused):
+    (project.root / "class_order").write_text("8 44 23")
+    assert f"{project.root / 'class_order'} cannot be read: Not a directory" in refused()
+
+
+def test_a_class_order_is_regenerated_where_that_is_asked_for(project, dry_launch, capsys):
+    (project.root / "class_order").mkdir()
+    np.save(project.root / "class_order" / "index_0.npy", np.arange(10))
+    assert dry_launch("--class_order", "regenerate") == 0
+    assert "regenerated from experiment index 0, as asked for" in capsys.readouterr().err
+
+
+def options_of(project: Project) -> LaunchOptions:
+    return LaunchOptions(
+        epochs="all", data_path=project.data, model_dir=project.models, store=project.store
+    )
+
+
+def test_other_experiments_class_orders_are_named_and_recorded(project, dry_launch, capsys):
+    directory = project.root / "class_order"
+    directory.mkdir()
+    for name in ("index-1.npy", "index-10.npy", ".DS_Store"):
+        (directory / name).touch()
+    assert dry_launch() == 0
+    said = f"{directory} has only index-1.npy, index-10.npy"
+    assert f"regenerated from experiment index 0 ({said})" in capsys.readouterr().err
+    assert gather(options_of(project)).class_order_source.endswith(f"; {said}")
+
+
+def test_the_class_order_beside_a_model_directory_named_by_dots_is_found(project, monkeypatch):
+    path = project.root / "class_order" / "index-0.npy"
+    path.parent.mkdir()
+    np.save(path, np.arange(10)[::-1])
+    monkeypatch.chdir(project.models)
+    inputs = gather(replace(options_of(project), model_dir=Path()))
+    assert inputs.class_order.tolist() == [*range(10)][::-1]
+    assert inputs.class_order_source == str(path)
+
+
+# Places that may not be entered or written
+
+
+@pytest.fixture
+def denied(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Refuse this process a directory as the system would; root is refused nothing."""
+
+    def deny(directory: Path) -> None:
+        stat, listing, access, opening = os.stat, os.listdir, os.access, io.open
+        scan = os.scandir
+
+        def below(path: Any) -> bool:
+            if isinstance(path, int):
+                return False
+            return directory in Path(path).absolute().parents
+
+        def refusing(function: Callable[..., Any], itself: bool) -> Callable[..., Any]:
+            def call(path: Any = ".", *arguments: Any, **options: Any) -> Any:
+                own = itself and not isinstance(path, int) and Path(path) == directory
+                if below(path) or own:
+                    raise PermissionError(errno.EACCES, "Permission denied", str(path))
+                return function(path, *arguments, **options)
+
+            return call
+
+        monkeypatch.setattr(os, "stat", refusing(stat, False))
+        monkeypatch.setattr(os, "listdir", refusing(listing, True))
+        monkeypatch.setattr(os, "scandir", refusing(scan, True))
+        monkeypatch.setattr(io, "open", refusing(opening, False))
+        monkeypatch.setattr("builtins.open", refusing(opening, False))
+        monkeypatch.setattr(
+            os, "access", lambda path, mode: Path(path) != directory and access(path, mode)
+        )
+
+    return deny
+
+
+@pytest.mark.parametrize("what", ["class order", "data", "data to download", "models", "tree"])
+def test_a_directory_that_may_not_be_entered_ends_in_one_message(
+    project, dry_launch, capsys, denied, what
+):
+    place = {
+        "class order": project.root / "class_order",
+        "models": project.models,
+        "tree": project.tree,
+    }.get(what, project.data)
+    place.mkdir(exist_ok=True)
+    denied(place)
+    assert dry_launch(*(["--download"] if "download" in what else [])) == 2
+    message = the_error(capsys.readouterr().err)
+    assert str(place) in message
+    assert "Permission denied" in message or "is not writable" in message
+
+
+def test_a_store_below_a_directory_that_may_not_be_entered_is_refused(
+    project, dry_launch, capsys, denied
+):
+    (project.root / "closed").mkdir()
+    denied(project.root / "closed")
+    assert dry_launch("--store", str(project.root / "closed" / "run" / "s.zarr")) == 2
+    message = the_error(capsys.readouterr().err)
+    assert f"{project.root / 'closed'} is not writable; choose another --store" in message
+
+
+# The data set, nearly there
+
+
+@pytest.mark.parametrize("arguments", [[], ["--download"]])
+@pytest.mark.parametrize("kind", ["other case", "link"])
+def test_a_data_set_that_is_nearly_there_is_refused(project, refused, kind, arguments):
+    path = project.data / "train"
+    if kind == "link":
+        path.unlink()
+        path.symlink_to("/not/mounted/train")
+    else:
+        path.rename(project.data / "Train")
+    message = refused(*arguments)
+    assert str(project.data) in message
+    assert ("/not/mounted/train" if kind == "link" and not arguments else "rain") in message
 
 
 # Options

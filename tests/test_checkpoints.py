@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import pickle
+import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +71,39 @@ def test_other_files_and_other_experiments_are_ignored(tmp_path):
     )
     (tmp_path / "subdirectory").mkdir()
     assert discover(tmp_path, 2) == {5: tmp_path / "index-2_epoch-5.pt"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "index-2_epoch-9.PT",
+        "index-2_epoch-9.pth",
+        "index-2_epoch-9.pt.part",
+        "Index-2_epoch-0009.pt",
+        "index_2_epoch_9.pt",
+        "index-2-epoch-9.pt",
+        "index-2_epoch-9 (1).pt",
+        "copy of checkpoint_index-02_epoch-9.pt",
+    ],
+)
+def test_a_file_that_looks_like_a_checkpoint_of_another_epoch_is_named(tmp_path, caplog, name):
+    caplog.set_level(logging.WARNING)
+    logging.getLogger("daskcurv").propagate = True
+    touch(tmp_path, "index-2_epoch-5.pt", "index-2_epoch-5.pt.bak", "index-3_epoch-7.pth", name)
+    assert list(discover(tmp_path, 2)) == [5]
+    (warning,) = caplog.messages
+    assert f"not used: {name}. Rename" in warning
+    assert str(tmp_path) in warning
+
+
+def test_a_link_that_leads_nowhere_is_refused_with_where_it_leads(tmp_path):
+    paths = write_checkpoints(tmp_path, [0])
+    paths[0].unlink()
+    paths[0].symlink_to("/not/mounted/weights.pt")
+    for refused in (lambda: check_all(paths, TINY, {}), lambda: read_state_dict(paths[0])):
+        with pytest.raises(CheckpointError, match="a link to /not/mounted/") as refusal:
+            refused()
+        assert str(paths[0]) in str(refusal.value)
 
 
 def test_an_index_without_checkpoints_is_told_which_indices_there_are(tmp_path):
@@ -145,6 +181,76 @@ def test_a_file_of_another_kind_is_a_checkpoint_error_naming_it(tmp_path, conten
         read_state_dict(path)
     assert str(path) in str(refusal.value)
     assert f"{len(content)} bytes" in str(refusal.value)
+
+
+def record_bounds(path: Path, name: str) -> tuple[int, int]:
+    """Where the contents of a record lie in a zip archive, by the format's description."""
+    with zipfile.ZipFile(path) as archive:
+        (info,) = [one for one in archive.infolist() if one.filename.endswith(name)]
+    header = path.read_bytes()[info.header_offset : info.header_offset + 30]
+    lengths = (int.from_bytes(header[place : place + 2], "little") for place in (26, 28))
+    start = info.header_offset + 30 + sum(lengths)
+    return start, start + info.file_size
+
+
+@pytest.mark.parametrize("record", ["data.pkl", "data/0", "data/60", "version"])
+@pytest.mark.parametrize("damage", ["a flipped bit", "a page of zeros"])
+def test_a_damaged_record_is_a_checkpoint_error_naming_file_and_record(tmp_path, record, damage):
+    path = saved(tmp_path / "w.pt", weights())
+    start, stop = record_bounds(path, f"/{record}")
+    content = bytearray(path.read_bytes())
+    if damage == "a flipped bit":
+        content[(start + stop) // 2] ^= 0x02
+    else:
+        content[start : min(stop, start + 4096)] = bytes(min(stop - start, 4096))
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as refusal:
+        read_state_dict(path)
+    assert str(path) in str(refusal.value)
+    assert f"/{record} " in str(refusal.value)
+    assert "copy it again" in str(refusal.value)
+
+
+def test_a_compressed_archive_is_compared_with_its_checksums_too(tmp_path):
+    stored = saved(tmp_path / "stored.pt", weights())
+    path = tmp_path / "w.pt"
+    with zipfile.ZipFile(stored) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for info in old.infolist():
+            new.writestr(info.filename, old.read(info))
+    torch.testing.assert_close(read_state_dict(path)[0], weights(), rtol=0, atol=0)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x02
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_state_dict(path)
+
+
+def test_a_file_written_without_checksums_is_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = saved(tmp_path / "w.pt", weights())
+    finally:
+        torch.serialization.set_crc32_options(True)
+    torch.testing.assert_close(read_state_dict(path)[0], weights(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["meta", "sparse", "quantized", "nested"])
+def test_weights_that_are_no_dense_tensors_are_refused_and_named(tmp_path, kind):
+    dense = torch.ones(10, 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nested tensors are a prototype, quantized ones deprecated
+        value = {
+            "meta": lambda: torch.empty_like(dense, device="meta"),
+            "sparse": dense.to_sparse,
+            "quantized": lambda: torch.quantize_per_tensor(dense, 0.1, 0, torch.qint8),
+            "nested": lambda: torch.nested.nested_tensor([dense, dense]),
+        }[kind]()
+        path = saved(tmp_path / "w.pt", weights(**{"fc.weight": value}))
+        with pytest.raises(CheckpointError) as refusal:
+            read_state_dict(path)
+    assert str(path) in str(refusal.value)
+    if kind != "nested":  # which loading refuses by itself
+        assert f"fc.weight is {'without values' if kind == 'meta' else kind}" in str(refusal.value)
 
 
 def test_a_missing_file_or_a_directory_is_a_checkpoint_error_naming_it(tmp_path):
@@ -244,6 +350,25 @@ def test_weights_that_are_not_finite_are_named(tmp_path, value):
     assert "bn1.weight" not in message
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("bn1.running_var", torch.tensor([1.0, 1.0, -1e-6, 1.0])),
+        ("layer2.0.downsample.1.running_var", torch.full((8,), -0.5)),
+        ("layer4.1.bn2.num_batches_tracked", torch.tensor(-1)),
+    ],
+)
+def test_negative_variances_and_counts_are_refused_and_named(tmp_path, key, value):
+    with pytest.raises(CheckpointError) as refusal:
+        check_weights(weights(), weights(**{key: value}), tmp_path / "w.pt")
+    assert str(tmp_path / "w.pt") in str(refusal.value)
+    assert f"negative values in {key}, of" in str(refusal.value)
+
+
+def test_a_variance_of_zero_is_that_of_a_channel_that_is_never_active():
+    check_weights(weights(), weights(**{"bn1.running_var": torch.zeros(4)}), Path("w.pt"))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int64, torch.complex64])
 def test_weights_of_another_type_are_refused_and_named(tmp_path, dtype):
     expected = make_model().state_dict()
@@ -317,6 +442,18 @@ def test_a_file_of_known_size_and_time_is_not_read_again(tmp_path):
     known = {checkpoint.epoch: checkpoint for checkpoint in check_all(paths, TINY, {})}
     spoil(paths[0])
     assert check_all(paths, TINY, known) == list(known.values())
+
+
+def test_files_that_share_size_and_time_are_read_again(tmp_path):
+    paths = write_checkpoints(tmp_path, [0, 1, 2])
+    for path in paths.values():
+        os.utime(path, ns=(0, 10**18))
+    known = {checkpoint.epoch: checkpoint for checkpoint in check_all(paths, TINY, {})}
+    paths[1].write_bytes(paths[2].read_bytes())
+    os.utime(paths[1], ns=(0, 10**18))
+    checked = {checkpoint.epoch: checkpoint for checkpoint in check_all(paths, TINY, known)}
+    assert checked[0] == known[0]
+    assert checked[1].sha256 == known[2].sha256 != known[1].sha256
 
 
 def test_a_file_is_read_again_when_its_time_or_size_changed(tmp_path):

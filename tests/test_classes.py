@@ -17,6 +17,7 @@ from daskcurv.classes import (
     VALIDATION,
     Schedule,
     class_order_of,
+    first_epochs_trained,
     held_out_split,
     read_class_order,
 )
@@ -89,6 +90,26 @@ def test_first_active_epoch_is_the_first_at_which_enough_classes_are_active(sche
     for position, epoch in enumerate(first.tolist()):
         assert schedule.num_active(epoch, num_classes) > position
         assert epoch == 0 or schedule.num_active(epoch - 1, num_classes) <= position
+        assert schedule.first_epoch_trained(num_classes)[position] == max(
+            1, epoch + (schedule.class_partition == "entering")
+        )
+
+
+def test_the_first_epochs_trained_are_by_the_training_runs_formula():
+    def seen(epoch: int) -> int:
+        return min(100, 5 + 5 * ((epoch - 1) // 200)) if epoch else 0
+
+    for partition in ("entering", "trained"):
+        first = Schedule(class_partition=partition).first_epoch_trained(100)
+        expected = [next(e for e in range(4001) if seen(e) > place) for place in range(100)]
+        assert first.tolist() == expected
+
+
+def test_what_an_identity_does_not_record_is_not_known():
+    classes = {"order": [1, 0, 2], **Schedule(1, 1, 10).to_dict()}
+    positions = np.array([2, -1, 0, 1], np.int16)
+    assert first_epochs_trained(classes, positions).tolist() == [21, -1, 1, 11]
+    assert first_epochs_trained({"order": [1, 0, 2]}, positions).tolist() == [-1] * 4
 
 
 @pytest.mark.parametrize(

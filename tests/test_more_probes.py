@@ -15,7 +15,7 @@ import xarray as xr
 
 from daskcurv.errors import StoreError
 from daskcurv.pipeline.more_probes import change_places, larger_store, recover, smaller_store
-from daskcurv.storage import ResultsStore, open_results, schema
+from daskcurv.storage import ResultsStore, launcher_lock, open_results, schema
 from tests.conftest import Project
 from tests.test_store import IDENTITY, make_store
 
@@ -132,7 +132,10 @@ def test_a_launcher_killed_between_the_two_renames_leaves_a_store_to_go_on_with(
     os.rename(tmp_path / "s", tmp_path / "s.fewer-probes")
     recover(tmp_path / "s")
     assert list(ResultsStore.open(tmp_path / "s").rows) == [0]
-    change_places(tmp_path / "s", tmp_path / "s.20-probes")
+    with launcher_lock(tmp_path / "s") as lock:
+        lock.cover(tmp_path / "s.20-probes")
+        change_places(tmp_path / "s", tmp_path / "s.20-probes", lock)
+        assert lock.held
     assert list(ResultsStore.open(tmp_path / "s").rows) == [0, 100]
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
     recover(tmp_path / "s")

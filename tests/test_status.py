@@ -177,6 +177,40 @@ def test_another_process_that_holds_the_lock_is_not_taken_for_the_run(tmp_path):
         assert read_status(store)["run"]["state"] == KILLED
 
 
+def test_a_run_is_seen_by_whatever_name_its_store_is_called(tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to("s.zarr")
+    monkeypatch.chdir(tmp_path)
+    with launcher_lock(tmp_path / "link") as held, recording(tmp_path / "link", held):
+        for name in ("link", "s.zarr", tmp_path / "s.zarr"):
+            assert read_status(Path(name))["run"]["state"] == "running"
+
+
+def test_a_launcher_in_another_container_is_not_called_dead(tmp_path):
+    store = tmp_path / "s.zarr"
+    with launcher_lock(store) as held:
+        owner = json.loads((tmp_path / "s.zarr.lock").read_text())
+        # As seen from a container with this host's name, which has no such process.
+        with subprocess.Popen(["true"]) as process:
+            owner.update(pid=process.pid, namespace="pid:[1]")
+        record = RunRecord(store, held)
+        record.write()
+        path = tmp_path / "s.zarr.lock"
+        path.write_text(json.dumps(owner))
+        assert read_status(store)["run"]["state"] == "running"
+        os.utime(path, (0, 0))
+        assert read_status(store)["run"]["state"] == KILLED
+
+
+def test_a_launch_that_lost_its_lock_leaves_the_other_ones_record_alone(tmp_path):
+    store = tmp_path / "s.zarr"
+    with launcher_lock(store) as first, recording(store, first) as record:
+        (tmp_path / "s.zarr.lock").unlink()
+        with launcher_lock(store) as second, recording(store, second):
+            assert read_status(store)["run"]["lock"] == second.token
+            record.write()
+            assert read_status(store)["run"]["lock"] == second.token
+
+
 def test_with_probes_being_added_the_store_that_is_filled_is_counted(project, capsys):
     assert_ok(project.launch())
     larger = project.store.with_name("curvature.zarr.4-probes")

@@ -53,6 +53,25 @@ def epoch_columns(*epochs: int) -> dict[str, list[Any]]:
     }
 
 
+def test_a_store_stays_what_it_is_when_the_process_changes_its_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = make_store(Path("s"), 0)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    for block in range(store.num_blocks):
+        store.write_block(0, block, block_values(store, block))
+    store.set_epoch(0, complete=True)
+    store.add_epochs(epoch_columns(100))
+    store.rewrite_metadata("label")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    monkeypatch.chdir(tmp_path)
+    dataset = open_results("s")
+    monkeypatch.chdir("elsewhere")
+    expected = block_values(store, 0)["loss"]
+    np.testing.assert_array_equal(dataset.loss.values[0, :BLOCK], expected)
+    assert dataset.status.values[1].tolist() == [schema.MISSING] * N
+
+
 def make_store(path: Path, *epochs: int, **options: Any) -> ResultsStore:
     options = {"identity": IDENTITY, "block_size": BLOCK, **options}
     return ResultsStore.create(

@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from daskcurv.cli.options import DEFAULTS, verb
+from daskcurv.cli.options import DEFAULTS, flag, verb
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 log = logging.getLogger(__name__)
+
+_BOUNDARIES_SHOWN = 3
 
 
 def add_commands(verbs: Any) -> None:
@@ -26,13 +31,19 @@ def _add_analyze(parser: argparse.ArgumentParser) -> None:
         "--flagged",
         type=Path,
         metavar="FILE",
-        help="npy or CSV, the numbers of samples (or 1 and 0 for each): how well are they found?",
+        help="npy or CSV, the numbers of some samples, or 1 and 0 for each sample: how well are "
+        "they found?",
     )
     parser.add_argument(
         "--compare",
         type=Path,
         metavar="FILE",
         help="npy or CSV, a score for each sample, such as published ones: how far do they agree?",
+    )
+    parser.add_argument(
+        "--include_untrained",
+        action="store_true",
+        help="also count epochs whose weights had not been trained on the sample's class",
     )
 
 
@@ -42,7 +53,7 @@ def _add_start_epoch(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="E",
-        help="leave out earlier epochs; 1 if epoch 0 holds untrained weights (default: 0)",
+        help="leave out earlier epochs (default: 0)",
     )
 
 
@@ -50,6 +61,11 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", type=Path, help="results store; need not be finished")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="page")
     _add_start_epoch(parser)
+    flag(
+        parser,
+        "include_untrained",
+        "also count epochs whose weights had not been trained on the sample's class",
+    )
     parser.add_argument(
         "--samples", metavar="LIST", help="samples to show through training, such as 8,1234"
     )
@@ -66,31 +82,43 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 def _report(args: argparse.Namespace) -> int:
     from daskcurv.errors import ConfigError
+    from daskcurv.files import check_writable
 
     try:
         from daskcurv.report.figures import draw
-        from daskcurv.report.findings import gather
-        from daskcurv.report.page import images_of, render, write_figures, write_page
+        from daskcurv.report.findings import gather, select
+        from daskcurv.report.galleries import PICTURE, images_of, picture
+        from daskcurv.report.page import render, write_figures, write_page
+        from daskcurv.report.statements import left_out
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
         raise ConfigError(
             "a report needs matplotlib; install it with pip install 'daskcurv[report]'"
         ) from error
-    findings = gather(args.store, args.start_epoch, _samples(args.samples))
+    samples = _samples(args.samples)
+    check_writable(args.output)
+    if args.figures:
+        check_writable(args.figures, directory=True, parents=True)
+    dataset = select(args.store, args.start_epoch, samples)
     path = args.data_path or DEFAULTS.data_path
     images = None
     if args.data_path or path.exists():
-        images = images_of(findings.dataset, path)
+        images = images_of(dataset, path)
     else:
         log.info("no images: %s does not exist; name the data set with --data_path", path)
+    findings = gather(args.store, args.start_epoch, samples, "include_untrained" in args)
+    log.info("%s", left_out(findings))
     figures = draw(findings)
     kinds = ("svg", "png") if args.figures else ("svg",)
     pictures = {kind: render(figures, kind) for kind in kinds}
     write_page(args.output, args.store, findings, pictures["svg"], images)
     if args.figures:
+        if images is not None:
+            figures = {PICTURE: picture(findings, images)}
+            pictures = {kind: pictures[kind] | render(figures, kind) for kind in kinds}
         write_figures(args.figures, pictures)
-        log.info("%d figures in %s", len(figures), args.figures)
+        log.info("%d figures in %s", len(pictures["svg"]), args.figures)
     log.info("written to %s", args.output)
     return 0
 
@@ -99,13 +127,18 @@ def _samples(text: str | None) -> list[int]:
     from daskcurv.errors import ConfigError
 
     try:
-        return [] if text is None else [int(item) for item in text.split(",")]
+        samples = [] if text is None else [int(item) for item in text.split(",")]
     except ValueError:
         raise ConfigError(f"samples is {text!r}; expected numbers such as 8,1234") from None
+    if repeated := [sample for sample in samples if samples.count(sample) > 1]:
+        raise ConfigError(f"samples has {repeated[0]} more than once; name each sample once")
+    return samples
 
 
 def _analyze(args: argparse.Namespace) -> int:
-    from daskcurv.analysis.summary import compare, read_flags, read_scores, summarise, write_summary
+    from daskcurv.analysis.files import naming, write_summary
+    from daskcurv.analysis.given import read_flags, read_scores
+    from daskcurv.analysis.summary import compare, summarise
     from daskcurv.errors import ExportError
     from daskcurv.storage import open_results
 
@@ -122,8 +155,17 @@ def _analyze(args: argparse.Namespace) -> int:
     flagged = None if args.flagged is None else read_flags(args.flagged, count)
     scores = None if args.compare is None else read_scores(args.compare, count)
     log.info("%s: %d epochs, %d samples", args.store, dataset.sizes["epoch"], count)
-    summary = summarise(dataset)
+    summary = summarise(dataset, include_untrained=args.include_untrained)
+    _say_what_counts(summary)
     compared = compare(summary, flagged, scores)
+    if flagged is not None:
+        log.info(
+            "%s flags %d of %d samples; %d of these have results",
+            args.flagged,
+            compared["flagged"],
+            count,
+            compared["flagged_with_results"],
+        )
     for name, found in compared.get("auroc", {}).items():
         log.info(
             "%s finds flagged samples: AUROC %.3f (%.3f to %.3f)",
@@ -133,13 +175,37 @@ def _analyze(args: argparse.Namespace) -> int:
         )
     for name, found in compared.get("agreement", {}).items():
         log.info(
-            "%s agrees with %s: Spearman %.3f, cosine %.3f",
+            "%s agrees with %s on %d samples: Spearman %.3f, cosine %.3f",
             name,
             args.compare,
+            found["samples"],
             found["spearman"],
             found["cosine"],
         )
-    run = dataset.attrs["identity"].get("experiment_index", 0)
-    write_summary(summary, args.out, run, dataset.epoch.values.tolist(), compared)
+    epochs = dataset.epoch.values.tolist()
+    write_summary(summary, args.out, naming(dataset, args.store), epochs, compared)
     log.info("written to %s", args.out)
     return 0
+
+
+def _say_what_counts(summary: xr.Dataset) -> None:
+    counting, left_out = int(summary.active_epochs.sum()), int(summary.untrained_epochs.sum())
+    log.info("counted: %s", summary.attrs["epochs"])
+    if left_out:
+        log.info(
+            "left out: %d of %d values, of weights that had not been trained on the sample's class "
+            "(--include_untrained counts them)",
+            left_out,
+            counting + left_out,
+        )
+    change = summary.curvature_change
+    for place, boundary in enumerate(change.boundary.values.tolist()):
+        if place == _BOUNDARIES_SHOWN:
+            log.info("… and at %d more additions of classes", change.sizes["boundary"] - place)
+            break
+        log.info(
+            "change as the classes added at epoch %d are trained on: from epoch %d to %d",
+            boundary,
+            change.epoch_before.values[place],
+            change.epoch_after.values[place],
+        )

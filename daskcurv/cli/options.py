@@ -1,35 +1,40 @@
-"""Parts of a command's parser."""
+"""Helpers that add options to a command's parser."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from daskcurv.cli.parser import CommandParser
 from daskcurv.pipeline.options import LaunchOptions
 
 DEFAULTS = LaunchOptions()
 
+_METAVARS: dict[type, str] = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
+
 
 def verb(
     verbs: Any, name: str, run: Callable[[argparse.Namespace], int], text: str
-) -> argparse.ArgumentParser:
+) -> CommandParser:
     """Add a command; its description is `text`."""
-    parser: argparse.ArgumentParser = verbs.add_parser(
+    parser: CommandParser = verbs.add_parser(
         name,
         aliases=[name.replace("_", "-")] if "_" in name else [],
         help=text,
         description=text[0].upper() + text[1:] + ".",
         allow_abbrev=False,
     )
-    parser.set_defaults(run=run)
+    parser.commands = verbs.choices
+    parser.set_defaults(run=run, parser=parser)
     return parser
 
 
 def option(
     parser: Any, name: str, kind: type, text: str, defaults: Any = DEFAULTS, **extra: Any
 ) -> None:
-    """Add an option that leaves no trace if it is not given, and takes its default elsewhere.
+    """Add an option; if it is not given, it is absent from the parsed arguments.
 
     Parameters
     ----------
@@ -43,6 +48,8 @@ def option(
     **extra
         Passed on to ``add_argument``.
     """
+    if "choices" not in extra:
+        extra.setdefault("metavar", _METAVARS[kind])
     default = getattr(defaults, name)
     shown = text if default is None else f"{text} (default: {default})"
     parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, help=shown, **extra)
@@ -56,5 +63,5 @@ def lines(parser: Any, name: str, text: str) -> None:
 
 
 def flag(parser: Any, name: str, text: str) -> None:
-    """Add an option without a value that leaves no trace if it is not given."""
+    """Add an option without a value; if it is not given, it is absent."""
     parser.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=text)

@@ -48,6 +48,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 
 def _verify(args: argparse.Namespace) -> int:
     from daskcurv.storage import ResultsStore, launcher_lock
+    from daskcurv.storage.finite import told
     from daskcurv.storage.verify import repair, verify
 
     check_positive(recompute=args.recompute)
@@ -57,8 +58,8 @@ def _verify(args: argparse.Namespace) -> int:
     opened = ResultsStore.open(args.store)
     if mend:
         opened.refuse_if_compact()
-    with launcher_lock(args.store) if mend else nullcontext():
-        store = ResultsStore.open(args.store)
+    with launcher_lock(args.store) if mend else nullcontext() as lock:
+        store = ResultsStore.open(args.store, lock=lock)
         found = verify(store)
         for damage in found.damage[:_SHOWN]:
             log.error("%s: %s", damage.where, damage.what)
@@ -72,6 +73,13 @@ def _verify(args: argparse.Namespace) -> int:
             len(found.damage),
             f"; {found.leftovers} files left by interrupted writes" if found.leftovers else "",
         )
+        if found.not_finite:
+            log.error(
+                "%d results are not finite numbers, at epochs %s: the network overflows there. Leave "
+                "these epochs out of analyses",
+                sum(found.not_finite.values()),
+                told(found.not_finite),
+            )
         if mend:
             repair(store, found.damage)
             if beyond := [one for one in found.damage if not one.can_be_repaired]:
@@ -86,7 +94,8 @@ def _verify(args: argparse.Namespace) -> int:
                 else "add --repair to mark what is damaged as missing, then launch again"
             )
             return 1
-    return int(not _has_its_origin(args)) if args.model_dir else 0
+    from_checkpoints = _has_its_origin(args) if args.model_dir else True
+    return int(bool(found.not_finite) or not from_checkpoints)
 
 
 def _has_its_origin(args: argparse.Namespace) -> bool:
@@ -101,7 +110,7 @@ def _has_its_origin(args: argparse.Namespace) -> bool:
     damage, absent = provenance.checkpoint_damage(store, checkpoints)
     for one in damage[:_SHOWN]:
         log.error("%s: %s", one.where, one.what)
-    log.info("%s: %d files are not those on record", args.model_dir, len(damage))
+    log.info("%s: %d files are damaged or not those on record", args.model_dir, len(damage))
     if absent:
         log.info("%d epochs with results have no file, the first %d", len(absent), absent[0])
     if damage or not args.recompute:

@@ -15,6 +15,7 @@ from distributed.security import Security
 
 from daskcurv.clusters.options import ClusterOptions
 from daskcurv.errors import ClusterError
+from daskcurv.logs import counted
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class ForeignWorkers:
                     f"worker {address} has {count} threads; a worker has one device and computes "
                     "one block at a time. Start it with --nthreads 1"
                 )
-        return f"{len(threads)} workers" if threads else "no workers yet, waiting for some"
+        return counted(len(threads), "worker") if threads else "no workers yet, waiting for some"
 
     def block_done(self) -> None:
         """Do nothing."""

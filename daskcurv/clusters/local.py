@@ -22,6 +22,7 @@ from distributed.security import Security
 from daskcurv.clusters.base import scheduler_settings
 from daskcurv.clusters.environment import WORKER_ENVIRONMENT
 from daskcurv.errors import ClusterError, ConfigError
+from daskcurv.logs import counted
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class LocalWorkers:
                 else f"there has been no worker process for {PATIENCE_SECONDS:.0f} s; the machine "
                 "may lack memory. Launch again to go on, perhaps with fewer --workers"
             )
-        return f"{count} workers"
+        return counted(count, "worker")
 
     def block_done(self) -> None:
         """Do nothing."""
@@ -112,16 +113,10 @@ def local_cluster(workers: int | None = None, device: str = "auto") -> Iterator[
     ConfigError
         If more workers are asked for than there are GPUs.
     """
-    gpus = [] if device == "cpu" else visible_gpus()
-    if device == "cuda" and not gpus:
-        raise ConfigError("device is 'cuda', but no GPU is visible; leave it out, or say cpu")
-    if gpus and workers and workers > len(gpus):
-        raise ConfigError(
-            f"workers is {workers}, but {len(gpus)} GPU(s) are visible; expected at most one "
-            "worker per GPU"
-        )
+    gpus = gpus_for(workers, device)
     count = workers or len(gpus) or available_cores()
-    log.info("starting %d worker processes, one %s each", count, "GPU" if gpus else "CPU core")
+    device_of_each = "GPU" if gpus else "CPU core"
+    log.info("starting %s, with one %s each", counted(count, "local worker"), device_of_each)
     security = Security.temporary()
     connection = {"host": "127.0.0.1", "protocol": "tls://", "security": security}
     common: dict[str, Any] = {
@@ -162,6 +157,25 @@ def local_cluster(workers: int | None = None, device: str = "auto") -> Iterator[
             # Not given to the constructor, which gives up if one of them does not start.
             cluster.worker_spec.update(spec)
             yield LocalWorkers(client, cluster)
+
+
+def gpus_for(workers: int | None, device: str) -> list[str]:
+    """Return the GPUs that local workers are to use; none if they compute on CPUs.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, and one is asked for, or more workers are asked for than there are GPUs.
+    """
+    gpus = [] if device == "cpu" else visible_gpus()
+    if device == "cuda" and not gpus:
+        raise ConfigError("device is 'cuda', but no GPU is visible; leave it out, or say cpu")
+    if gpus and workers and workers > len(gpus):
+        raise ConfigError(
+            f"workers is {workers}, but {len(gpus)} GPU(s) are visible; expected at most one "
+            "worker per GPU"
+        )
+    return gpus
 
 
 def visible_gpus() -> list[str]:

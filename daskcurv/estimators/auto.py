@@ -15,7 +15,7 @@ from daskcurv.errors import ConfigError
 from daskcurv.estimators.base import Estimator, Measures, SampleLoss
 from daskcurv.estimators.difference_propagation import DifferencePropagation
 from daskcurv.estimators.finite_difference import FiniteDifference
-from daskcurv.estimators.tracing import UnsupportedError
+from daskcurv.estimators.tracing import first_line
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ class Auto:
     def __init__(self, model: nn.Module, loss: SampleLoss, config: EstimatorConfig):
         self._direct = FiniteDifference(model, loss, config)
         self._fast = DifferencePropagation(model, loss, config)
+        self._given_up = ""
         self.chosen: Estimator | None = None
 
     def __call__(
@@ -63,15 +64,34 @@ class Auto:
         if self.chosen is None:
             first = slice(CHECK_SAMPLES)
             self.choose(images[first], labels[first], sample_ids[first])
-            assert self.chosen is not None
-        return self.chosen(images, labels, sample_ids, probes)
+        if self.chosen is self._fast:
+            try:
+                return self._fast(images, labels, sample_ids, probes)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                # Earlier batches passed all checks, so they stand.
+                self._given_up = self._fast.method
+                self._use_direct(first_line(error))
+        return self._direct(images, labels, sample_ids, probes)
+
+    @property
+    def in_use(self) -> str:
+        """The methods of all results so far; empty before the first choice."""
+        if self.chosen is None:
+            return ""
+        return "; ".join(filter(None, (self._given_up, self.chosen.method)))
 
     def choose(self, images: Tensor, labels: Tensor, sample_ids: Tensor) -> None:
         """Compare the methods on some samples, and choose."""
-        problem = self._problem(images, labels, sample_ids)
-        if problem:
-            log.warning("direct finite differences instead of difference propagation: %s", problem)
-        self.chosen = self._direct if problem else self._fast
+        if problem := self._problem(images, labels, sample_ids):
+            self._use_direct(problem)
+        else:
+            self.chosen = self._fast
+
+    def _use_direct(self, problem: str) -> None:
+        log.warning("direct finite differences instead of difference propagation: %s", problem)
+        self.chosen = self._direct
 
     def _problem(self, images: Tensor, labels: Tensor, sample_ids: Tensor) -> str | None:
         sample = images, labels, sample_ids, range(CHECK_PROBES)
@@ -79,9 +99,10 @@ class Auto:
             fast = self._fast(*sample)["curvature"]
         except torch.OutOfMemoryError:
             raise
-        except (UnsupportedError, RuntimeError, NotImplementedError) as error:
-            # An operation may be missing for a dtype or device; PyTorch then says which.
-            return str(error).splitlines()[0]
+        except Exception as error:
+            # Most name an operation without a rule. But whatever keeps the fast method from working
+            # is no reason not to use the direct one, which fails in its turn if it is the network.
+            return first_line(error)
         direct = self._direct(*sample)["curvature"]
         # Where the loss does not change at all, both are exactly 0.
         scale = direct.clamp(min=torch.finfo(direct.dtype).tiny)

@@ -32,9 +32,10 @@ from torch import Tensor, nn
 from daskcurv.config import EstimatorConfig
 from daskcurv.estimators.base import Measures, ProbeMeans, SampleLoss
 from daskcurv.estimators.kernels import KERNELS, dense
+from daskcurv.estimators.logits import input_gradient, logits_of, relative_error
 from daskcurv.estimators.network import Network
 from daskcurv.estimators.precision import tensor_float32
-from daskcurv.estimators.tracing import some
+from daskcurv.estimators.tracing import UnsupportedError, some
 from daskcurv.probes import draw_probe
 
 # On a CPU, several probes of a small batch go through the network together, which shares the cost
@@ -42,6 +43,12 @@ from daskcurv.probes import draw_probe
 # activations beyond 32 MB, which this keeps a ResNet-18 from, glibc would ask the kernel for fresh
 # pages every time.
 _BYTES_TOGETHER = 320
+
+# What the clean pass may differ from the network by, relative to the largest logit or gradient: far
+# more than rounding does, far less than another function would.
+_TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-8}
+_GRADIENT_TOLERANCE = 0.05
+_GRADIENTS_CHECKED = 32
 
 
 class DifferencePropagation:
@@ -58,13 +65,16 @@ class DifferencePropagation:
     Raises
     ------
     UnsupportedError
-        At the first call, naming the module that there is no rule for.
+        At the first call, naming the operation that there is no rule for; or, at the first call
+        with a batch of some size, if the clean pass is not what the network itself gives.
     """
 
     def __init__(self, model: nn.Module, loss: SampleLoss, config: EstimatorConfig):
         self._model, self._loss, self._config = model, loss, config
         self.method = f"difference-propagation, {config.precision}"
         self._network: Network | None = None
+        self._sample_shape: torch.Size | None = None
+        self._checked: set[int] = set()
 
     def __call__(
         self, images: Tensor, labels: Tensor, sample_ids: Tensor, probes: Sequence[int]
@@ -74,12 +84,13 @@ class DifferencePropagation:
         h, seed = self._config.h, self._config.seed
         dtype = difference_dtype(self._config.precision, images.dtype)
         with torch.no_grad():
-            if self._network is None:
-                self._network = Network(self._model, some(images), h, dtype, KERNELS)
-            network = self._network
+            network = self._network_for(images, dtype)
             logits = network.clean(dense(images))
             losses, slope = self._loss.with_gradient(logits, labels)
             clean = network.clean_gradient(slope.to(images.dtype))
+            if len(images) not in self._checked:
+                self._check(images, labels, logits, losses, clean)
+                self._checked.add(len(images))
             means = ProbeMeans(len(images), h, images.device)
             with tensor_float32(self._config.precision == "tf32"):
                 for part in _split(probes, _most_together(images, dtype)):
@@ -96,6 +107,44 @@ class DifferencePropagation:
                 "grad_norm": clean.flatten(1).double().norm(dim=1),
                 "prediction": self._loss.predict(logits),
             }
+
+    def _network_for(self, images: Tensor, dtype: torch.dtype) -> Network:
+        if self._network is None or self._sample_shape != images.shape[1:]:
+            self._network = Network(self._model, some(images), self._config.h, dtype, KERNELS)
+            self._sample_shape = images.shape[1:]
+            self._checked.clear()
+        return self._network
+
+    def _check(
+        self, images: Tensor, labels: Tensor, logits: Tensor, losses: Tensor, gradient: Tensor
+    ) -> None:
+        """Compare the clean pass with the network itself, for each size of batch once.
+
+        Raises
+        ------
+        UnsupportedError
+            If the network taken apart is another function.
+        """
+        expected = logits_of(self._model, images)
+        tolerance = _TOLERANCES[images.dtype]
+        # A loss is off by no more than twice what the logits, over the temperature, are.
+        size = 1 + expected.abs().max() / self._config.temperature
+        off = (losses - self._loss(expected, labels)).abs().max() / size
+        # Of gradients a few do, as autograd keeps all activations for them. A kink that rounding
+        # decides the other way changes one by a few per cent.
+        few = slice(_GRADIENTS_CHECKED)
+        slope, _, _ = input_gradient(self._model, images[few], labels[few], self._loss)
+        turn = (gradient[few] - slope).double().norm() / slope.double().norm()
+        for what, error, most in (
+            ("logits", relative_error(logits, expected), tolerance),
+            ("losses", off.item(), 2 * tolerance),
+            ("input gradients", turn.item(), _GRADIENT_TOLERANCE),
+        ):
+            if error > most:
+                raise UnsupportedError(
+                    f"{type(self._model).__name__} taken apart has other {what} than the network "
+                    f"itself: they differ by {error:.1%} in a batch of {len(images)}"
+                )
 
 
 def _most_together(images: Tensor, dtype: torch.dtype) -> int:

@@ -22,11 +22,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from daskcurv.config import EstimatorConfig
 from daskcurv.estimators.base import Measures, ProbeMeans, SampleLoss
+from daskcurv.estimators.logits import input_gradient
 from daskcurv.estimators.tracing import folded, some
 from daskcurv.probes import draw_probe
 
@@ -58,11 +58,11 @@ class FiniteDifference:
             self._folded = folded(self._model, some(images))
         h, seed = self._config.h, self._config.seed
         network = self._folded
-        clean, losses, logits = self._input_gradient(network, images, labels)
+        clean, losses, logits = input_gradient(network, images, labels, self._loss)
         means = ProbeMeans(len(images), h, images.device)
         for k in probes:
             probe = draw_probe(sample_ids, k, images.shape[1:], seed).to(images.dtype)
-            shifted, _, _ = self._input_gradient(network, images + h * probe, labels)
+            shifted, _, _ = input_gradient(network, images + h * probe, labels, self._loss)
             means.add((shifted - clean).double(), probe)
         return {
             **means.means(),
@@ -70,12 +70,3 @@ class FiniteDifference:
             "grad_norm": clean.flatten(1).double().norm(dim=1),
             "prediction": self._loss.predict(logits),
         }
-
-    def _input_gradient(
-        self, network: nn.Module, images: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        inputs = images.detach().requires_grad_(True)
-        logits = network(inputs)
-        losses = self._loss(logits, labels)
-        (gradient,) = torch.autograd.grad(losses.sum(), inputs)
-        return gradient, losses.detach(), logits.detach()

@@ -60,13 +60,19 @@ class Layer(Protocol):
 
 
 class Shift:
-    """A constant added to a value; differences do not notice."""
+    """A constant added to a value or subtracted from it; differences do not notice.
 
-    def __init__(self, constant: Tensor | float):
-        self._constant = constant
+    Parameters
+    ----------
+    function : callable
+        Of one tensor.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor]):
+        self._function = function
 
     def clean(self, inputs: Parts) -> Tensor:
-        return total(inputs) + self._constant
+        return self._function(total(inputs))
 
     def clean_gradient(self, gradients: Parts) -> Tensor:
         return total(gradients)

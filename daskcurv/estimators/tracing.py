@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from daskcurv.errors import ConfigError
+from daskcurv.estimators.logits import relative_error
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -38,18 +40,24 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
         not record, such as gradients of its own making.
     """
     name = type(model).__name__
+    if not has_own_forward(model):
+        raise UnsupportedError(f"{name} cannot be traced: it has hooks or a replaced forward")
     try:
-        traced = fx.symbolic_trace(model)
+        traced = fx.symbolic_trace(_own_objects(model))
         # Before folding: the operations then are the same, and rounding plays no part.
         agrees = _same_function(model, traced, example)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         # The model's own code can fail in any way when handed something else than a tensor.
-        raise UnsupportedError(f"{name} cannot be traced: {error}") from error
+        raise UnsupportedError(f"{name} cannot be traced: {first_line(error)}") from error
     if not agrees:
         raise UnsupportedError(f"{name} cannot be traced: its graph has other gradients")
     _fold(traced)
+    with torch.no_grad():
+        error_of_folding = relative_error(traced(example.clone()), model(example.clone()))
+    if error_of_folding > _TOLERANCE:
+        raise UnsupportedError(f"{name} has other logits with its normalisation folded")
     return traced
 
 
@@ -64,7 +72,7 @@ def _same_function(model: nn.Module, traced: nn.Module, example: Tensor) -> bool
     for network in (model, traced):
         point = example.detach().requires_grad_(True)
         with torch.enable_grad():
-            output = network(point)
+            output = network(point.clone())  # it may change its input in place
         weights = torch.arange(output.numel(), device=output.device).sin().view_as(output)
         results.append((output.detach(), *torch.autograd.grad(output, point, weights)))
     return all(
@@ -80,7 +88,7 @@ def _fold(traced: fx.GraphModule) -> None:
         if len(users) != 1 or node.op != "call_module" or users[0].op != "call_module":
             continue
         convolution, norm = modules[node.target], modules[users[0].target]
-        if isinstance(convolution, CONVOLUTIONS) and has_fixed_statistics(norm):
+        if is_plain(convolution, *CONVOLUTIONS) and has_fixed_statistics(norm):
             name = f"folded_{node.name}"
             traced.add_submodule(name, _folded(convolution, norm))
             node.target = name
@@ -97,9 +105,44 @@ def folded(model: nn.Module, example: Tensor) -> nn.Module:
         return model
 
 
-def has_fixed_statistics(module: nn.Module) -> bool:
-    """Return whether this is a batch normalisation that is affine in eval mode."""
-    return isinstance(module, NORMS) and module.running_mean is not None
+def has_fixed_statistics(module: Any) -> bool:
+    """Return whether this is a batch normalisation that is affine in its present mode."""
+    return is_plain(module, *NORMS) and not module.training and module.running_mean is not None
+
+
+def is_plain(module: nn.Module, *types: type[nn.Module]) -> bool:
+    """Return whether a module is exactly of one of some types, and computes what that type does.
+
+    A subclass can compute something else; so can hooks, parametrizations (which are subclasses) and
+    a replaced ``forward``.
+    """
+    return type(module) in types and has_own_forward(module)
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Return whether calling a module runs its class's ``forward``, and that alone."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return not (any(hooks) or "forward" in vars(module) or _has_any_global_hook())
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, with its type where that says more."""
+    text = (str(error).strip() or repr(error)).splitlines()[0]
+    return text if isinstance(error, ConfigError) else f"{type(error).__name__}: {text}"
+
+
+def _own_objects(model: nn.Module) -> nn.Module:
+    """Return a copy with the same tensors.
+
+    A network that keeps something of its input on itself would be left with a tracer's stand-ins.
+    """
+    tensors = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:

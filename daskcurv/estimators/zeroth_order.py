@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from daskcurv.config import EstimatorConfig
 from daskcurv.estimators.base import Measures, SampleLoss
+from daskcurv.estimators.logits import logits_of
 from daskcurv.estimators.tracing import folded, some
 from daskcurv.probes import draw_probe
 
@@ -63,7 +64,7 @@ class ZerothOrder:
             self._folded = folded(self._model, some(images))
         network = self._folded
         with torch.no_grad():
-            logits = network(images)
+            logits = logits_of(network, images)
             losses = self._loss(logits, labels)
             total, square = torch.zeros_like(losses), torch.zeros_like(losses)
             for k in probes[::2]:
@@ -72,7 +73,7 @@ class ZerothOrder:
                 )
                 change = torch.zeros_like(losses)
                 for sign, step in ((1, v + u), (-1, v - u), (-1, u - v), (1, -v - u)):
-                    change += sign * self._loss(network(images + step), labels)
+                    change += sign * self._loss(logits_of(network, images + step), labels)
                 value = change / (4 * h)
                 total += value.abs()
                 square += value.square()

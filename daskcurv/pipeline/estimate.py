@@ -7,7 +7,6 @@ import math
 import shutil
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from daskcurv.pipeline.more_probes import larger_store, smaller_store
 from daskcurv.pipeline.opening import check_weights, open_existing
 from daskcurv.pipeline.options import LaunchOptions
 from daskcurv.pipeline.plan import Plan, make_plan
+from daskcurv.places import existing
 from daskcurv.storage import ResultsStore, schema
 
 log = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ def _describe(estimate: Estimate, options: LaunchOptions) -> str:
         tree = options.save_base_dir
         places.append(("npy tree", tree, estimate.export_bytes, estimate.export_files))
     for name, path, size, files in places:
-        free = shutil.disk_usage(existing(path.absolute())).free
+        free = shutil.disk_usage(existing(path)).free
         lines.append(
             f"{name:<16}about {_size(size)} in {files:,} files when complete, {_size(free)} free: "
             f"{path}"
@@ -231,8 +231,3 @@ def _si(value: float) -> str:
 
 def _size(value: float) -> str:
     return f"{value / 2**30:.2f} GiB" if value >= 2**28 else f"{value / 2**20:.1f} MiB"
-
-
-def existing(path: Path) -> Path:
-    """Return the nearest directory above a path that is there."""
-    return next(place for place in (path, *path.parents) if place.exists())

@@ -15,7 +15,7 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from distributed import Client, Future, Scheduler
@@ -48,6 +48,7 @@ class SetAside(Generic[Task]):
 
     task: Task
     reason: str
+    error: BaseException | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def feed(
             log.warning("trying again: %s: %s", task, _reason(error))
             again.append(task)
         else:
-            yield SetAside(task, _reason(error))
+            yield SetAside(task, _reason(error), error)
 
 
 async def _dismiss(worker: str, dask_scheduler: Scheduler) -> None:

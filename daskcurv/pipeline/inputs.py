@@ -14,18 +14,20 @@ from numpy.typing import NDArray
 
 from daskcurv import dataset as data
 from daskcurv.checkpoints import discover, read_state_dict
-from daskcurv.classes import class_order_of, held_out_split, read_class_order
+from daskcurv.classes import held_out_split
 from daskcurv.config import EstimatorConfig, Identity
 from daskcurv.errors import CheckpointError, ConfigError, DataError, StoreError
 from daskcurv.estimators import get_estimator, settle
+from daskcurv.files import place_for
 from daskcurv.models import ModelSpec
+from daskcurv.pipeline.class_order import find_class_order
 from daskcurv.pipeline.options import LaunchOptions, parse_epochs
+from daskcurv.places import check_can_be_made
 from daskcurv.probes import GENERATOR
 from daskcurv.storage import ResultsStore
 
 log = logging.getLogger(__name__)
 
-CLASS_ORDER_MISSING = "regenerated from experiment_index"
 PROPAGATION = "difference-propagation"
 
 
@@ -69,6 +71,8 @@ def gather(options: LaunchOptions) -> Inputs:
         For the first thing that cannot be used.
     """
     get_estimator(options.estimator.method)
+    place_for(options.store)
+    _check_places(options)
     available = discover(options.model_dir, options.experiment_index)
     epochs = choose_epochs(options, available)
     checkpoints = {epoch: available[epoch] for epoch in epochs}
@@ -98,6 +102,16 @@ def gather(options: LaunchOptions) -> Inputs:
         estimator,
         _identity(options, dataset, model, order, estimator),
     )
+
+
+def _check_places(options: LaunchOptions) -> None:
+    """Refuse places for results that cannot be made."""
+    # The lock, the workers' copy of the data and the record of the run lie beside the store.
+    beside = options.store.resolve().parent
+    check_can_be_made(beside, f"results store {options.store}", "--store")
+    if options.export:
+        tree = options.save_base_dir
+        check_can_be_made(tree, f"export {tree}", "--save_base_dir, or add --no_export")
 
 
 def settled_estimator(
@@ -169,35 +183,6 @@ def _requested(options: LaunchOptions) -> list[int]:
             f"{options.step} name no epochs; expected 0 <= start_epoch <= end_epoch and step >= 1"
         )
     return list(range(options.start_epoch, options.end_epoch + 1, options.step))
-
-
-def find_class_order(options: LaunchOptions, num_classes: int) -> tuple[NDArray[np.int64], str]:
-    """Read the class order, or regenerate it if there is no file.
-
-    Returns
-    -------
-    order : ndarray of int64, shape (num_classes,)
-    source : str
-        The file, or how it was regenerated.
-    """
-    default = options.model_dir.parent / "class_order" / f"index-{options.experiment_index}.npy"
-    path = options.class_order or default
-    expected = class_order_of(options.experiment_index, num_classes)
-    if path.exists() or options.class_order:
-        order = read_class_order(path, num_classes)
-        if not np.array_equal(order, expected):
-            log.info(
-                "class order %s is used; it is not the one experiment index %d would draw",
-                path,
-                options.experiment_index,
-            )
-        return order, str(path)
-    log.info(
-        "class order %s does not exist; regenerated from experiment index %d",
-        path,
-        options.experiment_index,
-    )
-    return expected, CLASS_ORDER_MISSING
 
 
 def _identity(

@@ -17,10 +17,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from daskcurv.clusters import open_cluster
+from daskcurv.clusters.local import gpus_for
 from daskcurv.clusters.slurm_commands import seconds_left
 from daskcurv.dataset import prepare
-from daskcurv.errors import ConfigError, DaskcurvError, ExportError
-from daskcurv.files import discard_drafts
+from daskcurv.errors import CheckpointChangedError, ConfigError, DaskcurvError, ExportError
+from daskcurv.files import discard_drafts, place_for
 from daskcurv.pipeline.estimate import dry_run
 from daskcurv.pipeline.feed import TASKS_PER_WORKER, Done, SetAside, Waiting, feed
 from daskcurv.pipeline.inputs import Inputs, gather
@@ -33,7 +34,8 @@ from daskcurv.pipeline.task import BlockReport, BlockTask, RunContext, score_blo
 from daskcurv.run_record import RunRecord, recording
 from daskcurv.storage import ResultsStore, export_epoch, launcher_lock
 from daskcurv.storage.export import is_exported
-from daskcurv.storage.lock import beside
+from daskcurv.storage.finite import count_not_finite, note_epochs, noted_epochs, told
+from daskcurv.storage.lock import LauncherLock, beside
 
 log = logging.getLogger(__name__)
 
@@ -55,22 +57,32 @@ class Outcome:
         Blocks that kept failing.
     left : int
         Blocks for which the launcher had no time left.
+    not_finite : int
+        Results that are not finite numbers.
     """
 
     set_aside: int = 0
     left: int = 0
+    not_finite: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every block has been computed."""
+        return not (self.set_aside or self.left)
 
     @property
     def exit_code(self) -> int:
-        """0 all done; 3 out of time; 1 some blocks were set aside."""
-        return 3 if self.left else int(self.set_aside > 0)
+        """0 all done; 3 out of time; 1 blocks were set aside, or results are not finite."""
+        return 3 if self.left else int(bool(self.set_aside or self.not_finite))
 
     @property
     def state(self) -> str:
         """The same in words."""
-        return {0: "finished", 1: "finished, but for blocks that failed", 3: "out of time"}[
-            self.exit_code
-        ]
+        if self.left:
+            return "out of time"
+        if self.set_aside:
+            return "finished, but for blocks that failed"
+        return "finished, with results that are not finite" if self.not_finite else "finished"
 
 
 def launch(options: LaunchOptions) -> Outcome:
@@ -90,30 +102,36 @@ def launch(options: LaunchOptions) -> Outcome:
         If an input cannot be used, the store belongs to another configuration or launcher, or
         nothing more can be written.
     """
+    if options.cluster.cluster == "local":
+        gpus_for(options.cluster.workers, options.cluster.device)
     inputs = gather(options)
     if options.dry_run:
         dry_run(options, inputs)
         return Outcome()
-    with launcher_lock(options.store), recording(options.store) as record:
+    with launcher_lock(options.store) as lock, recording(options.store, lock) as record:
         discard_drafts(options.store)
         recover(options.store)
-        base = smaller_store(options.store, inputs.identity)
+        base = smaller_store(options.store, inputs.identity, lock)
         if base is None:
-            outcome = _run(options, inputs, record)
+            outcome = _run(options, inputs, record, lock)
         else:
             path = larger_store(base, options.estimator.n_probes, inputs.checkpoints)
-            outcome = _run(replace(options, store=path), inputs, record, base)
-            if not outcome.exit_code:
-                change_places(options.store, path)
+            outcome = _run(replace(options, store=path), inputs, record, lock, base)
+            if outcome.complete:
+                change_places(options.store, path, lock)
         record.update(state=outcome.state)
         return outcome
 
 
 def _run(
-    options: LaunchOptions, inputs: Inputs, record: RunRecord, base: ResultsStore | None = None
+    options: LaunchOptions,
+    inputs: Inputs,
+    record: RunRecord,
+    lock: LauncherLock,
+    base: ResultsStore | None = None,
 ) -> Outcome:
     """Fill a store; `base` is one from which it takes the probes that are there."""
-    store, checkpoints = ready_store(options, inputs, base)
+    store, checkpoints = ready_store(options, inputs, base, lock)
     plan = make_plan(options, inputs, checkpoints, store)
     log.info("store %s: %s", store.path, plan.summary())
     epochs = [checkpoint.epoch for checkpoint in checkpoints]
@@ -162,6 +180,7 @@ class _Run:
         self._methods = [{*text.split("; ")} - {""} for text in map(str, store.read("method"))]
         self._workers: defaultdict[int, set[str]] = defaultdict(set)
         self._unaccounted: set[int] = set()
+        self._not_finite = set(noted_epochs(store))
         self._accounted = time.monotonic()
 
     def compute(self, context: RunContext) -> None:
@@ -191,7 +210,7 @@ class _Run:
                         self._handle(event, progress)
                 finally:
                     self._record.update(running=0, **progress.state())
-                    log.info("%s", progress.line())
+                    log.info("%s", progress.summary())
         finally:
             self._account()
 
@@ -208,8 +227,11 @@ class _Run:
                 if self._left[task.epoch] == 0:
                     self.finish_epochs([task.epoch], export=[task.epoch])
                     progress.epoch_done()
-            case SetAside(task, reason):
+            case SetAside(task, reason, error):
                 self._set_aside.append(event)
+                if isinstance(error, CheckpointChangedError):
+                    # The record's size and time stand for another file, so they vouch for nothing.
+                    self._store.set_epoch(task.row, checkpoint_size=-1, checkpoint_mtime_ns=-1)
                 self._record.failed(str(task), reason)
                 log.error("set aside: %s: %s", task, reason)
                 if not self._computed and len(self._set_aside) >= HOPELESS:
@@ -218,7 +240,7 @@ class _Run:
                         "was computed; the log has details"
                     )
             case Waiting(workers, running):
-                progress.tick(workers)
+                progress.tick(workers, running)
                 self._record.update(running=running)
         if self._record.due:
             self._record.update(**progress.state())
@@ -241,6 +263,16 @@ class _Run:
         self._workers[task.row].add(report.worker)
         self._methods[task.row] |= {report.method} - {""}
         self._unaccounted.add(task.row)
+        if report.not_finite and task.epoch not in self._not_finite:
+            self._not_finite.add(task.epoch)
+            note_epochs(self._store, self._not_finite)
+            log.warning(
+                "%s: %d of %d results are not finite numbers; the network overflows, or its "
+                "weights are impossible",
+                task,
+                report.not_finite,
+                task.samples,
+            )
         self._record.block_done(report.worker, report.device, str(task), report.seconds)
         log.debug("%s %s", task, report)
 
@@ -272,6 +304,17 @@ class _Run:
                 export_epoch(self._store, self._options.save_base_dir, epoch)
                 log.debug("exported epoch %d", epoch)
 
+    def _count_not_finite(self) -> dict[int, int]:
+        """Count the results that are not finite of the epochs that are known to have some."""
+        counts = {
+            epoch: count_not_finite(self._store, self._store.rows[epoch])
+            for epoch in self._not_finite.intersection(self._store.rows)
+        }
+        counts = {epoch: count for epoch, count in counts.items() if count}
+        if counts.keys() != self._not_finite:
+            note_epochs(self._store, counts)  # some have been computed again
+        return {epoch: count for epoch, count in counts.items() if epoch in self._left}
+
     def conclude(self) -> Outcome:
         """Say how the run ended."""
         finished = sum(not left for left in self._left.values())
@@ -287,6 +330,13 @@ class _Run:
             )
             for failure in self._set_aside:
                 log.error("  %s: %s", failure.task, failure.reason)
+        if not_finite := self._count_not_finite():
+            log.error(
+                "%d results are not finite numbers, at epochs %s: the network overflows there, or "
+                "its weights are impossible. Check these checkpoints, or leave them out (--epochs)",
+                sum(not_finite.values()),
+                told(not_finite),
+            )
         left = sum(self._left.values()) - len(self._set_aside)
         if left:
             log.warning(
@@ -294,7 +344,7 @@ class _Run:
                 os.environ.get("SLURM_JOB_ID"),
                 left,
             )
-        return Outcome(len(self._set_aside), left)
+        return Outcome(len(self._set_aside), left, sum(not_finite.values()))
 
 
 def _deadline() -> float:
@@ -312,7 +362,7 @@ def _unexported(
         return []
     out = options.save_base_dir
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        place_for(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ExportError(
             f"cannot export to {out}: {error.strerror}; choose another --save_base_dir, or add "

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from daskcurv.config import Identity, fingerprint
 from daskcurv.errors import StoreError, StoreWriteError
+from daskcurv.files import followed
 from daskcurv.storage import ResultsStore
-from daskcurv.storage.lock import beside
+from daskcurv.storage.lock import LauncherLock, beside
 
 log = logging.getLogger(__name__)
 
@@ -26,14 +27,16 @@ def recover(path: Path) -> None:
     """Put the old store back if a launcher was killed just as the two changed places."""
     previous = _previous(path)
     if previous.exists() and not path.exists():
-        os.rename(previous, path)
+        os.rename(previous, followed(path))
 
 
-def smaller_store(path: Path, identity: Identity) -> ResultsStore | None:
+def smaller_store(
+    path: Path, identity: Identity, lock: LauncherLock | None = None
+) -> ResultsStore | None:
     """Return the store at `path` if it only lacks probes, else None."""
     if not path.exists():
         return None
-    store = ResultsStore.open(path)
+    store = ResultsStore.open(path, lock=lock)
     estimator = store.identity["estimator"]
     wanted = identity["estimator"]["n_probes"]
     enough = {**store.identity, "estimator": {**estimator, "n_probes": wanted}}
@@ -65,12 +68,19 @@ def larger_store(base: ResultsStore, n_probes: int, epochs: Iterable[int]) -> Pa
     return path
 
 
-def change_places(path: Path, larger: Path) -> None:
-    """Put the complete larger store in the place of the old one, and remove that."""
-    previous = _previous(path)
+def change_places(path: Path, larger: Path, lock: LauncherLock) -> None:
+    """Put the complete larger store in the place of the old one, and remove that.
+
+    Links to the old one lead to the larger one then.
+    """
+    lock.check()
+    place, previous = followed(path), _previous(path)
+    for store in (place, larger):
+        lock.uncover(store)
     try:
-        os.rename(path, previous)
-        os.rename(larger, path)
+        os.rename(place, previous)
+        os.rename(larger, place)
+        lock.cover(place)
         shutil.rmtree(previous)
     except OSError as error:
         raise StoreWriteError(

@@ -15,6 +15,7 @@ from daskcurv.pipeline.inputs import Inputs, sample_columns
 from daskcurv.pipeline.options import LaunchOptions
 from daskcurv.storage import ResultsStore, schema
 from daskcurv.storage.columns import damaged_columns, restore_columns
+from daskcurv.storage.lock import LauncherLock
 from daskcurv.storage.schema import DEFAULT_BLOCK_SIZE
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,10 @@ _FILE_COLUMNS = ("checkpoint_sha256", "checkpoint_size", "checkpoint_mtime_ns")
 
 
 def ready_store(
-    options: LaunchOptions, inputs: Inputs, base: ResultsStore | None
+    options: LaunchOptions,
+    inputs: Inputs,
+    base: ResultsStore | None,
+    lock: LauncherLock | None = None,
 ) -> tuple[ResultsStore, list[Checkpoint]]:
     """Check the weights, and create the store or add to it and restore what it lacks.
 
@@ -33,6 +37,8 @@ def ready_store(
     inputs : Inputs
     base : ResultsStore or None
         The store of fewer probes that the results are to build on.
+    lock : LauncherLock, optional
+        Held over the store; it stops whoever has lost it from changing the store.
 
     Returns
     -------
@@ -46,7 +52,7 @@ def ready_store(
         If weights cannot be used, or are not those that the store was filled from.
     StoreError
     """
-    store = open_existing(options, inputs)
+    store = open_existing(options, inputs, lock)
     checkpoints = check_weights(inputs, store or base)
     if base is not None:
         _note_changed_checkpoints(base, checkpoints)
@@ -63,6 +69,7 @@ def ready_store(
                 "class_names": list(inputs.dataset.class_names),
                 "class_order_source": inputs.class_order_source,
             },
+            lock=lock,
         )
         return store, checkpoints
     if options.block_size and options.block_size != store.block_size:
@@ -78,11 +85,13 @@ def ready_store(
     return store, checkpoints
 
 
-def open_existing(options: LaunchOptions, inputs: Inputs) -> ResultsStore | None:
+def open_existing(
+    options: LaunchOptions, inputs: Inputs, lock: LauncherLock | None = None
+) -> ResultsStore | None:
     """Open the store if there is one; it has to be one that can be added to."""
     if not options.store.exists():
         return None
-    store = ResultsStore.open(options.store, identity=inputs.identity)
+    store = ResultsStore.open(options.store, identity=inputs.identity, lock=lock)
     store.refuse_if_compact()
     return store
 

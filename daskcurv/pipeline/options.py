@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 RESULTS = Path("results2/base_deep_learning_system")
 
+REGENERATE = Path("regenerate")
+"""Value of `class_order` that asks for the order that the experiment's index determines."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchOptions:
@@ -38,7 +41,8 @@ class LaunchOptions:
     model_dir : Path
         Directory of the checkpoints.
     class_order : Path, optional
-        By default ``class_order/index-{i}.npy`` beside `model_dir`.
+        By default ``class_order/index-{i}.npy`` beside `model_dir`. ``regenerate`` draws the order
+        from `experiment_index`, whatever files there are.
     experiment_index : int
         The training run's index, in the names of its files.
     skip_missing : bool

@@ -57,10 +57,13 @@ class Plan:
                     epoch=checkpoint.epoch,
                     row=self.rows[checkpoint.epoch],
                     block=block,
-                    checkpoint=checkpoint.path,
+                    # Workers of a cluster that was running before can be in another directory.
+                    checkpoint=checkpoint.path.absolute(),
                     sha256=checkpoint.sha256,
                     samples=int(self.samples[index, block]),
-                    following=None if following is None else self.checkpoints[following].path,
+                    following=None
+                    if following is None
+                    else self.checkpoints[following].path.absolute(),
                 )
 
     def summary(self) -> str:

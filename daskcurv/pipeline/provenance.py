@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from daskcurv.checkpoints import check_weights, read_state_dict
+from daskcurv.checkpoints import READERS, check_weights, digest_and_damage, read_state_dict
 from daskcurv.classes import Schedule
 from daskcurv.config import EstimatorConfig
 from daskcurv.dataset import Cifar, normalise
@@ -81,9 +81,9 @@ def experiment_index(store: ResultsStore) -> int:
 def checkpoint_damage(
     store: ResultsStore, checkpoints: Mapping[int, Path]
 ) -> tuple[list[Damage], list[int]]:
-    """Hold checkpoint files against a store's record of them.
+    """Compare checkpoint files with a store's record of them.
 
-    A file is read only if its size or modification time is not the recorded one.
+    Every file is read: its size and time may be those of another one.
 
     Parameters
     ----------
@@ -94,32 +94,38 @@ def checkpoint_damage(
     Returns
     -------
     damage : list of Damage
-        Files that are not those that the results were computed from.
+        Files that are not those that the results were computed from, or were damaged already.
     absent : list of int
         Epochs with results and without a file.
+
+    Raises
+    ------
+    CheckpointError
+        If a file cannot be read.
     """
-    columns = ("checkpoint_sha256", "checkpoint_size", "checkpoint_mtime_ns")
-    sha256, size, mtime_ns = map(store.read, columns)
+    recorded = store.read("checkpoint_sha256")
     done = store.done_blocks()
-    damage, absent = [], []
     epochs = [epoch for epoch, row in store.rows.items() if done[row].any()]
-    for epoch in tqdm(epochs, desc="checking checkpoints", unit=" files", disable=None):
-        row, path = store.rows[epoch], checkpoints.get(epoch)
-        if path is None:
-            absent.append(epoch)
-            continue
-        try:
-            status = path.stat()
-            if (status.st_size, status.st_mtime_ns) == (size[row], mtime_ns[row]):
-                continue
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror}") from error
-        if found != sha256[row]:
-            what = f"is not the file that the results of epoch {epoch} were computed from"
-            damage.append(Damage(str(path), what))
-    return damage, absent
+    present = [epoch for epoch in epochs if epoch in checkpoints]
+    damage = []
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(digest_and_damage, (checkpoints[epoch] for epoch in present))
+        bar = tqdm(
+            zip(present, found, strict=True),
+            total=len(present),
+            desc="checking checkpoints",
+            unit=" files",
+            disable=None,
+        )
+        for epoch, (sha256, problem) in bar:
+            where = str(checkpoints[epoch])
+            if sha256 != recorded[store.rows[epoch]]:
+                what = f"is not the file that the results of epoch {epoch} were computed from"
+                damage.append(Damage(where, what))
+            elif problem:
+                what = f"is damaged ({problem}), and so are the results of epoch {epoch}"
+                damage.append(Damage(where, what))
+    return damage, [epoch for epoch in epochs if epoch not in checkpoints]
 
 
 def recompute(
@@ -238,8 +244,7 @@ def _scorer(store: ResultsStore, epoch: int, checkpoint: Path, sha256: str) -> S
     if config.method == "difference-propagation":
         config = replace(config, method="finite-difference", precision="float32")
     order = identity["classes"]["order"]
-    terms = {field.name for field in fields(Schedule)}
-    schedule = Schedule(**{k: v for k, v in identity["classes"].items() if k in terms})
+    schedule = Schedule.recorded(identity["classes"]) or Schedule()
     active = order[: schedule.num_active(epoch, len(order))]
     classes = active if identity["head"] == "active" else None
     return Scorer(model, config, classes=classes, dtype=torch.float64)

@@ -29,12 +29,13 @@ from daskcurv.classes import Schedule
 from daskcurv.clusters.environment import DEADLINE
 from daskcurv.config import EstimatorConfig
 from daskcurv.dataset import normalise, open_prepared
-from daskcurv.errors import CheckpointError, ClusterError
+from daskcurv.errors import CheckpointChangedError, ClusterError
 from daskcurv.estimators.auto import CHECK_SAMPLES, has_fast_bfloat16
 from daskcurv.models import ModelSpec
 from daskcurv.pipeline.feed import Declined
 from daskcurv.scoring import SampleScores, Scorer
 from daskcurv.storage import schema
+from daskcurv.storage.finite import measures_of, not_finite
 from daskcurv.storage.store import ResultsStore
 
 log = logging.getLogger(__name__)
@@ -132,6 +133,8 @@ class BlockReport:
         Samples per micro-batch at the end of the block.
     method : str
         How it was computed; empty if nothing had to be.
+    not_finite : int
+        Samples with results that are not finite numbers.
     """
 
     computed: bool
@@ -141,6 +144,7 @@ class BlockReport:
     device: str
     batch_size: int
     method: str = ""
+    not_finite: int = 0
 
 
 class Worker:
@@ -182,10 +186,11 @@ class Worker:
         started = time.perf_counter()
         if task.row >= len(self._store.rows):
             self._store = ResultsStore.open(self.context.store)
-        writing = 0.0
+        writing, broken = 0.0, 0
         computed = not self._store.is_done(task.row, task.block)
         if computed:
             values = self._score(task)
+            broken = int(not_finite(values, measures_of(self._store)).sum())
             before_writing = time.perf_counter()
             self._store.write_block(task.row, task.block, values)
             writing = time.perf_counter() - before_writing
@@ -200,6 +205,7 @@ class Worker:
             device=_device_name(self.device),
             batch_size=self._scorer.batch_size if self._scorer else 0,
             method=self._scorer.method if computed and self._scorer else "",
+            not_finite=broken,
         )
 
     def _score(self, task: BlockTask) -> dict[str, NDArray[Any]]:
@@ -244,9 +250,10 @@ class Worker:
             context = self.context
             state_dict, sha256 = self._read(task.checkpoint)
             if sha256 != task.sha256:
-                raise CheckpointError(
-                    f"checkpoint {task.checkpoint} changed while the run was going on; launch "
-                    "again to use the new file"
+                raise CheckpointChangedError(
+                    f"checkpoint {task.checkpoint} is not the file on record: it changed while "
+                    "the run was going on, or before it, keeping its size and time. Launch again: "
+                    "it is then read anew"
                 )
             model = context.model.build()
             check_weights(model.state_dict(), state_dict, task.checkpoint)

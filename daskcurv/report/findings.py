@@ -1,7 +1,9 @@
 """The numbers that a report shows, gathered from a results store.
 
-Sums over epochs take every epoch. What is drawn over epochs takes at most some hundreds of them, as
-many as a figure has room for, the ends of tasks among them.
+Means over epochs take every epoch whose weights had been trained on the sample's class. What is
+drawn over epochs takes at most some hundreds of them, as many as a figure has room for, the ends of
+tasks among them. Samples are compared within their cohort: the classes that were added together,
+which have been trained on for the same epochs.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from daskcurv import analysis
+from daskcurv.analysis.cohorts import cohorts
 from daskcurv.analysis.groups import PARTS
 from daskcurv.errors import ConfigError, StoreError
 from daskcurv.spread import evenly
@@ -31,52 +34,93 @@ CHOSEN = 6
 
 @dataclass(frozen=True)
 class Findings:
-    """What there is to draw.
+    """What there is to draw. C cohorts have results; E epochs are drawn.
 
     Attributes
     ----------
     dataset : xarray.Dataset
-        The results of the epochs that count, lazily.
+        The results of the epochs that were asked for, lazily.
+    imported : bool
+        Whether the results were imported, so that much about them is not known.
+    include_untrained : bool
+        Whether epochs count whose weights had not been trained on a sample's class.
+    values : int
+        How many (epoch, sample) values there are.
+    untrained : xarray.DataArray of int64, dimension ``epoch``
+        How many of them are of such epochs.
     epochs : ndarray of int64, shape (E,)
         Those that are drawn.
     boundaries : ndarray of int64
         First epochs of tasks, but for the first task's.
-    cohorts : ndarray of float64, shape (cohorts, E, levels)
-        Quantiles of the curvature.
-    cohort_starts : ndarray of int64, shape (cohorts,)
+    cohort_starts : ndarray of int64, shape (C,)
         First epoch at which a cohort is active.
-    parts : ndarray of float64, shape (2, E, levels)
+    cohort : ndarray of int, shape (N,)
+        Number of each sample's cohort; −1 if it has none, or no results.
+    cohorts : ndarray of float64, shape (C, E, levels)
+        Quantiles of the curvature.
+    parts : ndarray of float64, shape (2, C, E, levels)
         The same of samples that were trained on, and of those held out.
-    relative_errors : ndarray of float64, shape (E, levels)
+    relative_errors : ndarray of float64, shape (C, E, levels)
         Quantiles of the curvature's standard error, relative to it.
     classes : xarray.DataArray, dimensions ``(position, epoch)``
         Mean curvature of each class.
     distributions : dict
-        Curvature of all active samples, by epoch.
-    active_epochs : xarray.DataArray of int64, dimension ``sample``
-        How many epochs a sample was computed at.
+        By epoch, the curvature of each cohort's samples.
     curvature, loss : xarray.DataArray, dimension ``sample``
-        Means over active epochs.
+        Means over the epochs that count; NaN for samples that lack some that their cohort has.
+    not_comparable : int
+        How many samples with results those are.
     trajectories : xarray.Dataset, dimensions ``(sample, epoch)``
-        ``curvature`` and ``curvature_stderr`` of a few samples at the epochs that are drawn.
+        ``curvature``, ``curvature_stderr`` and the coordinate ``trained`` of a few samples at the
+        epochs that are drawn, also where the weights had not been trained.
     """
 
     dataset: xr.Dataset
+    imported: bool
+    include_untrained: bool
+    values: int
+    untrained: xr.DataArray
     epochs: NDArray[np.int64]
     boundaries: NDArray[np.int64]
-    cohorts: NDArray[np.float64]
     cohort_starts: NDArray[np.int64]
+    cohort: NDArray[np.intp]
+    cohorts: NDArray[np.float64]
     parts: NDArray[np.float64]
     relative_errors: NDArray[np.float64]
     classes: xr.DataArray
-    distributions: dict[int, NDArray[np.float64]]
-    active_epochs: xr.DataArray
+    distributions: dict[int, list[NDArray[np.float64]]]
     curvature: xr.DataArray
     loss: xr.DataArray
+    not_comparable: int
     trajectories: xr.Dataset
 
 
-def gather(store: Path, start_epoch: int = 0, samples: Sequence[int] = ()) -> Findings:
+def select(store: Path, start_epoch: int = 0, samples: Sequence[int] = ()) -> xr.Dataset:
+    """Open the results that a report is on.
+
+    Raises
+    ------
+    StoreError
+        If no epoch is left.
+    ConfigError
+        If there is no such sample.
+    """
+    dataset = open_results(store).sel(epoch=slice(start_epoch, None))
+    if unknown := [sample for sample in samples if not 0 <= sample < dataset.sizes["sample"]]:
+        raise ConfigError(
+            f"samples has {unknown[0]}; expected numbers from 0 to {dataset.sizes['sample'] - 1}"
+        )
+    if not dataset.sizes["epoch"]:
+        raise StoreError(f"{store} has no epoch from {start_epoch} on; name an earlier one")
+    return dataset
+
+
+def gather(
+    store: Path,
+    start_epoch: int = 0,
+    samples: Sequence[int] = (),
+    include_untrained: bool = False,
+) -> Findings:
     """Read what a report takes.
 
     Parameters
@@ -86,8 +130,10 @@ def gather(store: Path, start_epoch: int = 0, samples: Sequence[int] = ()) -> Fi
     start_epoch : int
         Earlier epochs are left out.
     samples : sequence of int
-        Whose trajectories to show; a few between the least and the most curved are chosen if none
-        are named.
+        Whose trajectories to show; if none are named, a few between the least and the most curved
+        of their cohorts.
+    include_untrained : bool
+        Also count epochs whose weights had not been trained on a sample's class.
 
     Returns
     -------
@@ -100,60 +146,110 @@ def gather(store: Path, start_epoch: int = 0, samples: Sequence[int] = ()) -> Fi
     ConfigError
         If there is no such sample.
     """
-    dataset = open_results(store).sel(epoch=slice(start_epoch, None))
-    if unknown := [sample for sample in samples if not 0 <= sample < dataset.sizes["sample"]]:
-        raise ConfigError(
-            f"samples has {unknown[0]}; expected numbers from 0 to {dataset.sizes['sample'] - 1}"
-        )
-    if not dataset.sizes["epoch"]:
-        raise StoreError(f"{store} has no epoch from {start_epoch} on; name an earlier one")
-    whole = open_results(store, chunks={}).sel(epoch=slice(start_epoch, None))
-    means = xr.Dataset(
-        {
-            "active_epochs": analysis.active_epochs(whole),
-            "curvature": analysis.mean_over_active_epochs(whole, "curvature"),
-            "loss": analysis.mean_over_active_epochs(whole, "loss"),
-        }
-    ).compute()
-    if means.curvature.isnull().all():
+    dataset = select(store, start_epoch, samples)
+    means = _means(open_results(store, chunks={}).sel(epoch=dataset.epoch), include_untrained)
+    if not means.values_at.sum():
         raise StoreError(f"nothing is computed yet in {store}; launch, then report again")
+    if means.curvature.isnull().all():
+        raise StoreError(
+            f"no weights in {store} had been trained on the classes of the samples computed with "
+            "them; add --include_untrained to report on these results"
+        )
     shown = _shown(dataset.task.values)
     drawn = dataset.isel(epoch=shown)
-    first_active = dataset.first_epoch_active.values
-    starts = np.unique(first_active[first_active >= 0])
-    starts = starts[starts <= dataset.epoch.values[-1]]
-    cohort_of = np.where(first_active >= 0, np.searchsorted(starts, first_active), -1)
-    distributed = evenly(len(shown), DISTRIBUTIONS)
-    cohorts = np.full((len(starts), len(shown), len(LEVELS)), np.nan)
-    parts = np.full((len(PARTS), len(shown), len(LEVELS)), np.nan)
-    errors = np.full((len(shown), len(LEVELS)), np.nan)
+    starts, cohort = _cohorts_with_results(means)
+    imported = "imported" in dataset.attrs["identity"]
+    split = np.full(len(cohort), -1) if imported else dataset.split.values
+    counts = means.values_at if include_untrained else means.values_at - means.untrained_at
+    with_results = np.flatnonzero(counts.values[shown])
+    distributed = with_results[evenly(len(with_results), DISTRIBUTIONS)]
+    levels = (len(starts), len(shown), len(LEVELS))
+    by_cohort, errors = np.full(levels, np.nan), np.full(levels, np.nan)
+    parts = np.full((len(PARTS), *levels), np.nan)
     distributions = {}
     for place in tqdm(range(len(shown)), desc="reading", unit=" epochs", disable=None):
         row = drawn.isel(epoch=place)
-        active = row.status.values == schema.COMPUTED
+        counted = row.status.values == schema.COMPUTED
+        if not include_untrained:
+            counted &= row.trained.values
+        group = np.where(counted, cohort, -1)
         curvature = row.curvature.values.astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
             relative = row.curvature_stderr.values / curvature
-        cohorts[:, place] = _quantiles(curvature, active, cohort_of, len(starts))
-        parts[:, place] = _quantiles(curvature, active, dataset.split.values, len(PARTS))
-        errors[place] = _quantiles(relative, active, np.zeros(len(active), int), 1)[0]
+        by_cohort[:, place] = _quantiles(curvature, group, len(starts))
+        errors[:, place] = _quantiles(relative, group, len(starts))
+        for part in range(len(PARTS)):
+            own = np.where(split == part, group, -1)
+            parts[part, :, place] = _quantiles(curvature, own, len(starts))
         if place in distributed:
-            distributions[int(row.epoch)] = curvature[active & np.isfinite(curvature)]
+            known = np.where(np.isfinite(curvature), group, -1)
+            distributions[int(row.epoch)] = [curvature[known == n] for n in range(len(starts))]
+    comparable = means.comparable & means.curvature.notnull()
+    curvature_of_each = means.curvature.where(comparable)
     return Findings(
         dataset=dataset,
+        imported=imported,
+        include_untrained=include_untrained,
+        values=int(means.values_at.sum()),
+        untrained=means.untrained_at,
         epochs=drawn.epoch.values,
         boundaries=dataset.epoch.values[1:][np.diff(dataset.task.values) > 0],
-        cohorts=cohorts,
         cohort_starts=starts,
+        cohort=cohort,
+        cohorts=by_cohort,
         parts=parts,
         relative_errors=errors,
-        classes=analysis.by_class(drawn, "curvature").compute(),
+        classes=analysis.by_class(_counted(drawn, include_untrained), "curvature").compute(),
         distributions=distributions,
-        active_epochs=means.active_epochs,
-        curvature=means.curvature,
-        loss=means.loss,
-        trajectories=_trajectories(drawn, samples or choose(means.curvature)),
+        curvature=curvature_of_each,
+        loss=means.loss.where(comparable),
+        not_comparable=int((means.curvature.notnull() & ~comparable).sum()),
+        trajectories=_trajectories(drawn, samples or choose(curvature_of_each, cohort)),
     )
+
+
+def sizes(findings: Findings, part: int | None = None) -> NDArray[np.int64]:
+    """Count the samples with results of each cohort, of all or of a part of the split.
+
+    Returns
+    -------
+    ndarray of int64, shape (C,)
+    """
+    own = findings.cohort >= 0
+    if part is not None:
+        own &= findings.dataset.split.values == part
+    counts: NDArray[np.int64] = np.bincount(
+        findings.cohort[own], minlength=len(findings.cohort_starts)
+    )
+    return counts
+
+
+def _means(whole: xr.Dataset, include_untrained: bool) -> xr.Dataset:
+    """Return what takes all epochs of all samples, in one pass."""
+    computed = whole.status == schema.COMPUTED
+    counted = _counted(whole, include_untrained)
+    return xr.Dataset(
+        {
+            "values_at": computed.sum("sample"),
+            "untrained_at": (computed & ~whole.trained).sum("sample"),
+            "comparable": analysis.comparable(whole, include_untrained),
+            "curvature": analysis.mean_over_active_epochs(counted, "curvature"),
+            "loss": analysis.mean_over_active_epochs(counted, "loss"),
+        }
+    ).compute()
+
+
+def _counted(dataset: xr.Dataset, include_untrained: bool) -> xr.Dataset:
+    if include_untrained:
+        return dataset
+    return dataset.assign(status=dataset.status.where(dataset.trained, schema.INACTIVE))
+
+
+def _cohorts_with_results(means: xr.Dataset) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
+    starts, cohort = cohorts(means)
+    cohort = np.where(means.curvature.notnull().values, cohort, -1)
+    found = np.unique(cohort[cohort >= 0])
+    return starts[found], np.where(cohort >= 0, np.searchsorted(found, cohort), -1)
 
 
 def _shown(task: NDArray[np.int16]) -> NDArray[np.intp]:
@@ -164,25 +260,38 @@ def _shown(task: NDArray[np.int16]) -> NDArray[np.intp]:
 
 
 def _quantiles(
-    values: NDArray[np.float64],
-    active: NDArray[np.bool_],
-    group: NDArray[np.integer],
-    count: int,
+    values: NDArray[np.float64], group: NDArray[np.integer], count: int
 ) -> NDArray[np.float64]:
-    """Return quantiles of each group's active samples, shape (count, levels)."""
+    """Return quantiles of each group's samples, shape (count, levels)."""
     found = np.full((count, len(LEVELS)), np.nan)
-    usable = active & np.isfinite(values)
+    group = np.where(np.isfinite(values), group, -1)
     for number in range(count):
-        chosen = values[usable & (group == number)]
+        chosen = values[group == number]
         if len(chosen):
             found[number] = np.quantile(chosen, LEVELS)
     return found
 
 
-def choose(curvature: xr.DataArray) -> list[int]:
-    """Return a few samples, from the least to the most curved in equal steps of rank."""
+def choose(curvature: xr.DataArray, cohort: NDArray[np.intp]) -> list[int]:
+    """Return a few samples, from the least to the most curved of their cohorts.
+
+    Parameters
+    ----------
+    curvature : xarray.DataArray, dimension ``sample``
+        Samples whose curvature is NaN are not chosen.
+    cohort : ndarray of int, shape (N,)
+
+    Returns
+    -------
+    list of int
+        In equal steps of the rank within the cohort.
+    """
     values = curvature.values
-    order = np.argsort(values, kind="stable")[: np.count_nonzero(~np.isnan(values))]
+    standing = np.full(len(values), np.nan)
+    for number in np.unique(cohort):
+        own = np.flatnonzero((cohort == number) & ~np.isnan(values))
+        standing[own[np.argsort(values[own], kind="stable")]] = np.linspace(0, 1, len(own))
+    order = np.argsort(standing, kind="stable")[: np.count_nonzero(~np.isnan(values))]
     places = order[evenly(len(order), CHOSEN)]
     chosen: list[int] = curvature.sample.values[places].tolist()
     return chosen

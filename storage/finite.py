@@ -1,0 +1,79 @@
+"""Results that are not finite numbers: where a network overflows, or its weights are impossible.
+
+They are what the weights give, so they are neither damage nor missing; but no analysis can use
+them. A launch notes the epochs that have some among the store's attributes, so that it is known
+without reading all values.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskcurv.files import write_whole
+from daskcurv.storage import schema
+from daskcurv.storage.export import DOCUMENTED
+from daskcurv.storage.group import writing
+from daskcurv.storage.store import ResultsStore
+
+EPOCHS_NOT_FINITE = "epochs_not_finite"
+"""Attribute of a store: its epochs with results that are not finite. Absent where none are."""
+
+
+def measures_of(store: ResultsStore) -> list[str]:
+    """Return the measures that every computed sample of a store has, of those with fractions."""
+    names = [variable.name for variable in schema.MEASURES if variable.dtype == "float32"]
+    if "imported" not in store.attrs:
+        return names
+    # A tree need not have the others, which are NaN then.
+    return [name for name in names if name in DOCUMENTED]
+
+
+def not_finite(values: Mapping[str, NDArray[Any]], names: Iterable[str]) -> NDArray[np.bool_]:
+    """Return which samples were computed and have a measure that is NaN or infinite.
+
+    Parameters
+    ----------
+    values : mapping
+        For `status` and each of `names`, one value per sample.
+    names : iterable of str
+    """
+    found: NDArray[np.bool_] = np.zeros(len(values["status"]), dtype=bool)
+    with np.errstate(over="ignore"):  # what overflows when it is stored is what is looked for
+        for name in names:
+            found |= ~np.isfinite(np.asarray(values[name]).astype(schema.MEASURE[name].dtype))
+    return found & (values["status"] == schema.COMPUTED)
+
+
+def count_not_finite(store: ResultsStore, row: int) -> int:
+    """Return how many samples of an epoch have results that are not finite."""
+    names = measures_of(store)
+    values = {name: store.read(name, row) for name in (*names, "status")}
+    return int(not_finite(values, names).sum())
+
+
+def noted_epochs(store: ResultsStore) -> list[int]:
+    """Return the epochs that are on record as having results that are not finite."""
+    return list(map(int, store.attrs.get(EPOCHS_NOT_FINITE, [])))
+
+
+def note_epochs(store: ResultsStore, epochs: Iterable[int]) -> None:
+    """Put on record which epochs have results that are not finite; only the launcher does."""
+    with writing(f"results store {store.path}"):
+        path = store.path / "zarr.json"
+        metadata = json.loads(path.read_bytes())
+        metadata["attributes"].pop(EPOCHS_NOT_FINITE, None)
+        if noted := sorted(epochs):
+            metadata["attributes"][EPOCHS_NOT_FINITE] = noted
+        write_whole(path, json.dumps(metadata, indent=2).encode())
+
+
+def told(counts: Mapping[int, int]) -> str:
+    """Return the counts of epochs as text, the first few one by one."""
+    shown = [f"{epoch} ({count:,})" for epoch, count in sorted(counts.items())]
+    more = f" and {len(shown) - 10} more epochs" if len(shown) > 10 else ""
+    return ", ".join(shown[:10]) + more

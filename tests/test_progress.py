@@ -1,0 +1,131 @@
+"""What a run shows of its progress."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import sys
+import time
+
+import pytest
+
+from daskcurv.logs import counted
+from daskcurv.pipeline import progress
+from daskcurv.pipeline.progress import Progress
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    return clock
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def use_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Make standard error a terminal of 80 columns."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(progress, "_columns", lambda: 80)
+    monkeypatch.setenv("COLUMNS", "80")
+    return terminal
+
+
+def drawn(terminal: Terminal) -> str:
+    """Return what the bar's line shows last."""
+    return re.split(r"[\r\n]", terminal.getvalue().rstrip())[-1].rstrip()
+
+
+def test_the_rate_does_not_count_the_start_of_the_workers(clock):
+    with Progress(epochs=1, blocks=10, samples=1000) as run:
+        for _ in range(60):
+            clock.now += 1
+            run.tick("0 workers", running=0)
+        assert run.line() == "epochs 0/1, blocks 0/10, 0 workers, time left unknown"
+        clock.now += 1
+        run.tick("1 worker", running=1)
+        clock.now += 9
+        run.block_done(100)
+        assert run.state()["samples_per_second"] == pytest.approx(10)
+        assert run.line() == "epochs 0/1, blocks 1/10, 1 worker, 10.0 samples/s, 0:01:30 left"
+
+
+def test_workers_that_are_lost_in_between_do_count(clock):
+    with Progress(epochs=1, blocks=10, samples=1000) as run:
+        run.tick("1 worker", running=1)
+        clock.now += 10
+        run.block_done(100)
+        clock.now += 10
+        run.tick("0 workers", running=0)
+        assert run.state()["samples_per_second"] == pytest.approx(5)
+
+
+def test_the_last_line_has_the_final_counts(clock, monkeypatch):
+    terminal = use_terminal(monkeypatch)
+    with Progress(epochs=1, blocks=2, samples=200) as run:
+        run.tick("2 workers", running=2)
+        for _ in range(2):
+            clock.now += 30
+            run.block_done(100)
+        run.epoch_done()
+        assert run.summary() == "epochs 1/1, blocks 2/2, 200 samples in 0:01:00"
+    assert re.fullmatch(r"100%\|[█#]+\| epochs 1/1, blocks 2/2", drawn(terminal))
+
+
+@pytest.mark.parametrize(
+    "workers",
+    ["2 workers", "3 of 64 workers running, 61 waiting in the queue (Priority, Resources)"],
+)
+def test_the_bar_fits_a_terminal_of_80_columns(clock, monkeypatch, workers):
+    terminal = use_terminal(monkeypatch)
+    with Progress(epochs=4001, blocks=40_010, samples=200_000_000) as run:
+        run.tick(workers, running=2)
+        clock.now += 3
+        run.block_done(5000)
+        line = drawn(terminal)
+        assert len(line) <= 80
+        assert re.match(r" +0%\|[^|]{10,}\| 1 day, 9:19:57 left, ", line)
+        assert workers[:35] in line
+        assert line.endswith("workers") or line.endswith("…")
+
+
+def test_a_terminal_has_the_bar_and_the_log_file_the_lines(clock, monkeypatch, caplog):
+    use_terminal(monkeypatch)
+    caplog.set_level(logging.DEBUG, "daskcurv")
+    with Progress(epochs=1, blocks=2, samples=200) as run:
+        run.tick("1 worker", running=1)
+        clock.now += 31
+        run.block_done(100)
+    assert {record.levelname for record in caplog.records} == {"DEBUG"}
+    assert "blocks 1/2" in caplog.text
+
+
+def test_lines_are_logged_every_half_minute_and_when_workers_change(clock, caplog):
+    caplog.set_level(logging.INFO, "daskcurv")
+    with Progress(epochs=1, blocks=200, samples=200) as run:
+        run.tick("1 worker running", running=1)
+        for _ in range(100):
+            clock.now += 1
+            run.tick("2 worker running", running=1)
+        assert len(caplog.records) == 1 + 3
+        run.tick("2 worker running, 1 waiting", running=1)
+        assert len(caplog.records) == 1 + 3 + 1
+
+
+def test_one_is_singular():
+    assert [counted(n, "worker") for n in (0, 1, 2, 4001)] == [
+        "0 workers", "1 worker", "2 workers", "4,001 workers",
+    ]  # fmt: skip

@@ -16,8 +16,10 @@ from daskcurv.classes import active_samples
 from daskcurv.places import listed
 from daskcurv.run_record import read_record
 from daskcurv.storage import ResultsStore
+from daskcurv.storage.chunks import shown
 from daskcurv.storage.finite import noted_epochs
 from daskcurv.storage.lock import holder
+from daskcurv.storage.lost import lost_files
 
 KILLED = "ended without a word: killed, or its machine went down"
 
@@ -35,7 +37,8 @@ def read_status(path: Path) -> dict[str, Any]:
     dict
         JSON-able. ``holder`` is who holds the store's lock (``host``, ``pid``, ``since``) if they
         live, else None. ``store`` has ``epochs``, ``blocks`` and ``samples`` (active ones), each
-        with ``done`` and ``of``, and ``epochs_not_finite``; None if there is none yet. ``run`` is
+        with ``done`` and ``of``; ``epochs_not_finite``; and unless a run is going on, under
+        ``lost``, the files of finished blocks that are gone. None if there is none yet. ``run`` is
         the record of the last launch, with ``state`` as ``"running"`` only if its process is alive;
         None if none is known.
 
@@ -55,7 +58,8 @@ def read_status(path: Path) -> dict[str, Any]:
         run["state"] = KILLED
     if run is not None and not path.exists():
         return {"path": str(path), "holder": owner, "store": None, "run": run}
-    store = _count(_filled(path, run))
+    alive = run is not None and run["state"] == "running"
+    store = _count(_filled(path, run), alive)
     return {"path": str(path), "holder": owner, "store": store, "run": run}
 
 
@@ -76,12 +80,14 @@ def _filled(path: Path, run: dict[str, Any] | None) -> ResultsStore:
     return ResultsStore.open(path)
 
 
-def _count(store: ResultsStore) -> dict[str, Any]:
+def _count(store: ResultsStore, alive: bool) -> dict[str, Any]:
     complete = store.read("complete")[: len(store.rows)]
     done = np.repeat(complete[:, None], store.num_blocks, axis=1)
-    # Looked for on disk only where it is not on record: 4,001 directories take seconds.
-    for row in np.flatnonzero(~complete).tolist():
+    # While a run goes on, looked for on disk only where it is not on record: 4,001 directories of
+    # each variable take seconds.
+    for row in np.flatnonzero(~complete).tolist() if alive else range(len(complete)):
         done[row] = store.done_in(row)
+    lost = lost_files(store) if store.is_compact or not (alive or done.all()) else []
     first_active = store.read("first_epoch_active")
     samples = active_samples(first_active, store.epochs, store.block_size)
     return {
@@ -90,6 +96,8 @@ def _count(store: ResultsStore) -> dict[str, Any]:
         "samples": {"done": int(samples[done].sum()), "of": int(samples.sum())},
         "compute_seconds": float(store.read("compute_seconds").sum()),
         "epochs_not_finite": noted_epochs(store),
+        "lost": [str(one) for one in lost],
+        "remedy": store.remedy,
     }
 
 
@@ -120,6 +128,9 @@ def describe(status: dict[str, Any], now: datetime | None = None) -> str:
                 f"warning   results that are not finite numbers at epochs {listed(epochs)}; "
                 "daskcurv verify counts them"
             )
+        if store["lost"]:
+            lines.append(f"damaged   {len(store['lost'])} files are gone: {shown(store['lost'])}")
+            lines.append(f"          {store['remedy']}")
     if run is None:
         owner = status.get("holder")
         # A run's record lies beside the store, and not where a bind mount shows the store alone.

@@ -64,3 +64,10 @@ def write_checkpoints(
         paths[epoch] = directory / f"index-{experiment_index}_epoch-{epoch}.pt"
         torch.save(make_model(spec, seed=1000 + epoch).state_dict(), paths[epoch])
     return paths
+
+
+def write_command(path: Path, body: str) -> None:
+    """Write a program for the shell, such as one that poses as one of SLURM's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import dask
+import psutil
 import pytest
 import torch
 import yaml
@@ -27,9 +28,9 @@ from daskcurv.clusters.job_script import (
     start_cluster,
 )
 from daskcurv.clusters.options import SLURM_OPTIONS, ClusterOptions, cluster_options, site_settings
-from daskcurv.clusters.slurm_commands import parse_duration
-from daskcurv.clusters.submit import launcher_script, submit
+from daskcurv.clusters.submit import launcher_script
 from daskcurv.errors import ClusterError, ConfigError
+from tests.builders import write_command
 from tests.minislurm import wait_for
 
 REPOSITORY = Path(__file__).parent.parent
@@ -45,7 +46,8 @@ REPOSITORY = Path(__file__).parent.parent
         ({"device": "tpu"}, "device is 'tpu'; expected one of auto, cuda, cpu"),
         ({"cluster": "connect"}, "--cluster connect needs --scheduler"),
         ({"scheduler": "tcp://x:1"}, "--scheduler is for --cluster connect"),
-        ({"cluster": "slurm", "workers": 3}, "--workers is for local workers.*--gpus"),
+        ({"cluster": "slurm", "workers": 3, "gpus": 3}, "--workers and --gpus both say"),
+        ({"cluster": "allocation", "workers": 3}, "--workers is for local workers and SLURM jobs"),
         ({"partition": "gpu"}, "--partition is for jobs of SLURM; add --cluster slurm"),
         ({"cluster": "slurm", "gpus": 0}, "gpus is 0; expected an integer from 1"),
         ({"cluster": "slurm", "time": "noon"}, "time is 'noon'; expected minutes"),
@@ -57,6 +59,10 @@ REPOSITORY = Path(__file__).parent.parent
         ({"cluster": "allocation", "time": "1:00"}, "--time says what to ask SLURM for"),
         ({"cluster": "allocation", "prologue": ["x"]}, "--prologue says what to ask SLURM for"),
         ({"cluster": "slurm", "sbatch_extra": ["x"]}, "'x' is not an option of sbatch"),
+        ({"cluster": "slurm", "sbatch_extra": [""]}, "'' is not an option of sbatch"),
+        ({"cluster": "slurm", "sbatch_extra": ["--comment='a"]}, "No closing quotation"),
+        ({"cluster": "slurm", "sbatch_extra": ["--array=0-3"]}, "has to be one job"),
+        ({"cluster": "slurm", "sbatch_extra": ["-W"]}, "return at once; leave it out"),
     ],
 )
 def test_options_that_cannot_be_used_are_named(given, message):
@@ -71,6 +77,29 @@ def test_options_that_cannot_be_used_are_named(given, message):
 def test_gres_tells_how_many_gpus(gres, count):
     assert ClusterOptions(gres=gres).gpus_per_node == count
     assert ClusterOptions(gres="none").gpus_per_node == 0
+
+
+def test_jobs_on_cpus_ask_for_no_gpu_unless_told_to():
+    def gres(**given: object) -> str | None:
+        return cluster_options({"cluster": "slurm", **given}).requested
+
+    assert gres() == "gpu:1"
+    assert gres(device="cpu") is None
+    assert gres(device="cpu", gres="gpu:1") == "gpu:1"
+    assert gres(gres="none") is None
+    with dask.config.set({"daskcurv.slurm": {"gres": "gpu:a100:1"}}):
+        assert gres() == "gpu:a100:1"
+        assert gres(device="cpu") is None
+    script = job_script(ClusterOptions(cluster="slurm", device="cpu"))
+    assert "gres" not in script
+    assert "--device cpu" in script
+    inside = ClusterOptions(cluster="allocation", device="cpu", nodes=2)
+    assert "gres" not in launcher_script(inside, ["launch", "--submit"])
+
+
+def test_workers_are_jobs_on_slurm_by_either_name():
+    assert cluster_options({"cluster": "slurm", "workers": 3}).gpus == 3
+    assert cluster_options({"cluster": "slurm", "gpus": 3}).gpus == 3
 
 
 @pytest.mark.parametrize(
@@ -240,48 +269,6 @@ def test_the_batch_script_in_the_repository_is_bash_and_names_the_documented_run
     assert "scripts/launch.py --cluster allocation" in text
 
 
-# SLURM's commands.
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("9:58", 598), ("1:00:00", 3600), ("2-03:04:05", 183845), ("UNLIMITED", None), ("", None)],
-)
-def test_durations_are_read_as_slurm_prints_them(text, seconds):
-    assert parse_duration(text) == seconds
-
-
-def test_the_nodes_of_an_allocation_are_read_with_their_gpus(monkeypatch):
-    shown = (
-        "   Nodes=node[0-1] CPU_IDs=0-3 Mem=1000 GRES=gpu:2(IDX:0-1)\n"
-        "   Nodes=node7 CPU_IDs=0 Mem=1000 GRES=gpu:h200:3(IDX:0-2)\n"
-        "   Nodes=node8 CPU_IDs=0 Mem=1000 GRES=\n"
-    )
-    names = {"node[0-1]": "node0\nnode1\n", "node7": "node7\n", "node8": "node8\n"}
-    monkeypatch.setattr(
-        slurm_commands, "call", lambda *words: shown if "job" in words else names[words[-1]]
-    )
-    assert slurm_commands.nodes_of("1") == {"node0": 2, "node1": 2, "node7": 3, "node8": 0}
-
-
-def test_a_missing_slurm_is_said_at_once(monkeypatch):
-    monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(ClusterError, match=r"SLURM.s sbatch cannot be found.*login node"):
-        slurm_commands.check_installed("sbatch")
-
-
-@pytest.mark.parametrize(
-    ("text", "transient"),
-    [
-        ("Socket timed out on send/recv operation", True),
-        ("Unable to contact slurm controller (connect failure)", True),
-        ("Invalid account or account/partition combination specified", False),
-    ],
-)
-def test_a_busy_controller_is_told_from_an_unwilling_one(text, transient):
-    assert slurm_commands.SlurmError(text).transient is transient
-
-
 # The run's directory.
 
 
@@ -339,29 +326,74 @@ def test_what_a_killed_launcher_left_is_cleared_away(tmp_path, monkeypatch):
     path = tmp_path / "store.zarr.cluster"
     path.mkdir()
     (path / "jobs.json").write_text('{"name": "daskcurv-1"}')
-    cancelled: list[str] = []
-    monkeypatch.setattr(slurm_commands, "cancel", cancelled.append)
+    # SLURM may have given its number to another job since.
+    run_directory.record_job(path, "17")
+    cancelled: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(slurm_commands, "cancel", lambda run, ids: cancelled.append((run, [*ids])))
     with run_directory.run_directory(path) as private:
         assert list(private.iterdir()) == []
-    assert cancelled == ["daskcurv-1"]
+    assert cancelled == [("daskcurv-1", [])]
+
+
+def test_a_launcher_that_ends_cancels_its_jobs_by_name_and_by_id(tmp_path, monkeypatch):
+    cancelled: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(slurm_commands, "cancel", lambda run, ids: cancelled.append((run, [*ids])))
+    with run_directory.run_directory(tmp_path / "store.zarr.cluster", "daskcurv-1") as private:
+        for job in ("17", "18"):
+            run_directory.record_job(private, job)
+    assert cancelled == [("daskcurv-1", ["17", "18"])]
+
+
+def guards() -> list[psutil.Process]:
+    return [process for process in psutil.Process().children() if process.name() == "sh"]
 
 
 def test_jobs_that_cannot_be_cancelled_stay_on_record(tmp_path, monkeypatch):
-    def fail(name: str) -> None:
+    def fail(run: str, ids: list[str]) -> None:
         raise slurm_commands.SlurmError("Unable to contact slurm controller")
 
     monkeypatch.setattr(slurm_commands, "cancel", fail)
+    # Without SLURM's commands, the guard cannot cancel either; it tries twice.
+    monkeypatch.setattr(run_directory, "_GUARD_TRIES", 2)
+    monkeypatch.setattr(run_directory, "_GUARD_PAUSE_SECONDS", 0)
+    write_command(tmp_path / "bin" / "scancel", "exit 1")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
     path = tmp_path / "store.zarr.cluster"
     with run_directory.run_directory(path, "daskcurv-1") as private:
         run_directory.credentials(private)
-        # Without SLURM's commands, the guard cannot either.
-    wait_for(lambda: not list(path.glob("*.pem")), 10)
+        (guard,) = guards()
+    assert guard.wait(10) == 1
+    assert not list(path.glob("*.pem"))
     assert (path / "jobs.json").exists()
     with (
         pytest.raises(ClusterError, match="Unable to contact"),
         run_directory.run_directory(path, "daskcurv-2"),
     ):
         pass
+    assert not guards()
+
+
+def test_the_guard_cancels_renamed_jobs_whatever_the_user_prefers(tmp_path, monkeypatch):
+    # In the queue: 17 and 18 of this run, 19 of another.
+    calls = tmp_path / "calls"
+    write_command(tmp_path / "bin" / "scancel", f'echo "$@" $SCANCEL_STATE >> {calls}')
+    write_command(tmp_path / "bin" / "squeue", "printf '17\\n18\\n19\\n'")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    monkeypatch.setenv("SCANCEL_STATE", "PENDING")
+    path = tmp_path / "store.zarr.cluster"
+    program = (
+        "import os, signal, sys; from pathlib import Path;"
+        "from daskcurv.clusters.run_directory import record_job, run_directory\n"
+        "with run_directory(Path(sys.argv[1]), 'daskcurv-1') as private:\n"
+        "    [record_job(private, job) for job in ('16', '17', '18')]\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(path)], check=False)
+    wait_for(lambda: not path.exists(), 10)
+    assert calls.read_text().splitlines() == [
+        f"--quiet --user={os.getuid()} --name=daskcurv-1",
+        "--quiet 17 18",
+    ]
 
 
 def test_a_file_system_without_permissions_is_refused(tmp_path, monkeypatch):
@@ -384,14 +416,6 @@ def test_a_step_takes_the_gpu_of_its_number(monkeypatch, visible, slot, expected
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
     worker.take_slot(slot)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
-
-
-def test_what_a_user_prefers_to_see_of_the_queue_does_not_hide_jobs(monkeypatch):
-    monkeypatch.setenv("SQUEUE_PARTITION", "other")
-    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
-    shown = slurm_commands.call("env")
-    assert "SQUEUE_PARTITION" not in shown
-    assert "SLURM_CONF=/etc/slurm.conf" in shown
 
 
 def test_a_requeued_job_s_worker_has_another_name(monkeypatch):
@@ -483,18 +507,3 @@ def test_a_submitted_allocation_is_not_told_again_what_it_was_asked_for_by():
     script = launcher_script(options, words)
     command = "-m daskcurv launch --cluster allocation --interface ib0 --store s.zarr\n"
     assert command in script
-
-
-def test_a_command_of_slurm_that_hangs_is_given_up(tmp_path, monkeypatch):
-    sbatch = tmp_path / "sbatch"
-    sbatch.write_text("#!/bin/sh\nexec sleep 60\n")
-    sbatch.chmod(0o755)
-    (tmp_path / "scontrol").symlink_to(sbatch)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setattr(slurm_commands, "_PATIENCE_SECONDS", 0.2)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(slurm_commands.SlurmError, match="sbatch did not answer within") as hung:
-        slurm_commands.call("sbatch")
-    assert hung.value.transient
-    with pytest.raises(ClusterError, match="does not take the job: sbatch did not answer"):
-        submit("#!/bin/bash\n")

@@ -183,7 +183,7 @@ def test_when_the_only_node_is_excluded_the_message_still_shows_why(fleet, tmp_p
     judge(fleet, *[failure("only", UNFIT, log)] * TRIES)
     with pytest.raises(ClusterError) as error:
         judge(fleet, End("", "REJECTED", reason="Requested node configuration"))
-    assert "Requested node configuration" in str(error.value)
+    assert "refused: Requested node configuration; before it, job 1 on only" in str(error.value)
     assert "no GPU is visible" in str(error.value)
 
 

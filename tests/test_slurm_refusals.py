@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from daskcurv.cli import main
+from daskcurv.clusters import slurm_commands
+from daskcurv.clusters.job_script import job_script
+from daskcurv.clusters.options import ClusterOptions
+from daskcurv.clusters.slurm_commands import SlurmError
 from tests.builders import write_checkpoints, write_cifar
 from tests.conftest import Project
-from tests.minislurm import MiniSlurm
+from tests.minislurm import MiniSlurm, wait_for
 
 ON_SLURM = ("--cluster", "slurm", "--interface", "lo", "--gpus", "2")
 ON_CPU = ("--device", "cpu")
@@ -42,43 +47,43 @@ def test_a_wrong_partition(project, slurm):
     assert "invalid partition specified: nowhere" in message
 
 
-def test_more_memory_than_any_node_has(project, slurm):
-    message = refused(project, slurm, *ON_CPU, "--mem_per_gpu", "900G")
-    assert "Memory specification can not be satisfied" in message
-
-
-def test_a_time_limit_beyond_the_partition_s(project, slurm):
-    message = refused(project, slurm, *ON_CPU, "--partition", "short", "--time", "60")
-    assert "will never start: SLURM lets it wait for the reason PartitionTimeLimit" in message
-    assert "--time" in message
-
-
-def test_a_worker_environment_without_the_package(project, slurm):
-    # A site-wide start-up file that takes the package away, as another Python would lack it.
-    hidden = project.root / "hidden"
-    hidden.mkdir()
-    (hidden / "sitecustomize.py").write_text(
-        textwrap.dedent(
-            """
-            import os, sys
-            sys.meta_path = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
-            sys.path = [p for p in sys.path if not os.path.isdir(os.path.join(p, "daskcurv"))]
-            """
-        )
-    )
-    message = refused(project, slurm, *ON_CPU, "--prologue", f"export PYTHONPATH={hidden}")
-    assert "ended: FAILED, exit status 1" in message
-    assert "No module named 'daskcurv'" in message
-
-
-def test_a_missing_module_in_the_prologue(project, slurm):
-    message = refused(project, slurm, *ON_CPU, "--prologue", "module load no-such-thing")
-    assert "ended: FAILED" in message
-    assert "module" in message.splitlines()[-1]
-
-
 def test_jobs_that_start_without_a_gpu(project, slurm):
-    message = refused(project, slurm)
-    assert "exit status 90" in message
+    # On one node: once it has failed its check three times, SLURM has no other.
+    message = refused(project, slurm, "--sbatch_extra=--nodelist=node0")
+    assert "the submission was refused: " in message
+    assert "on node0 ended: FAILED, exit status 90" in message
     assert "no GPU is visible to PyTorch" in message or "without CUDA" in message
     assert "--device cpu" in message or "install a build" in message
+
+
+@pytest.fixture
+def login_node(slurm: MiniSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process sees the cluster, as a launcher does."""
+    monkeypatch.setenv("PATH", slurm.environment["PATH"])
+    monkeypatch.setenv("SLURM_CONF", str(slurm.conf))
+    monkeypatch.chdir(tmp_path)
+
+
+def submit_worker(tmp_path: Path, **asked: Any) -> str:
+    script = tmp_path / "script.sh"
+    script.write_text(job_script(ClusterOptions(cluster="slurm", device="cpu", **asked)))
+    return slurm_commands.submit(script)
+
+
+def test_more_memory_than_any_node_has(login_node, tmp_path):
+    with pytest.raises(SlurmError, match="Memory specification can not be satisfied") as refusal:
+        submit_worker(tmp_path, mem_per_gpu="900G")
+    assert not refusal.value.transient
+
+
+def test_a_time_limit_beyond_the_partition_s(login_node, tmp_path):
+    # What ends a launch then is in tests/test_slurm_commands.py.
+    job = submit_worker(tmp_path, partition="short", time="60")
+    wait_for(lambda: slurm_commands.queue("", [job])[job].reason == "PartitionTimeLimit", 30)
+
+
+def test_a_submission_that_is_refused_says_why(login_node, project, capsys):
+    options = ("--submit", "--cluster", "slurm", "--partition", "nowhere")
+    assert main(["launch", *project.launch_arguments(*options)]) == 2
+    text = "SLURM does not take the job: invalid partition specified: nowhere"
+    assert text in capsys.readouterr().err

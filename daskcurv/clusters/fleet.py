@@ -257,6 +257,8 @@ class Fleet:
 def _hopeless(what: str, ends: list[End]) -> ClusterError:
     last = ends[-1]
     text = f"{what}; given up after {len(ends)} tries. The last: {last}"
+    if not last.node and (ran := [end for end in ends if end.node]):
+        text += f"; before it, {ran[-1]}"
     endings = (ending_of(end.log) for end in reversed(ends))
     return ClusterError(text + next(filter(None, endings), ""))
 

@@ -214,18 +214,17 @@ def report(directory: Path, options: LaunchOptions) -> None:
     dataset = open_results(options.store)
     flipped = np.load(directory / FLIPPED)
     wrong = np.isin(dataset.sample.values, flipped)
-    # At epoch 0 nothing has been memorized yet: that network is not trained, and its curvature, a
-    # hundred times that of the others, would decide every sum.
-    trained = dataset.sel(epoch=slice(1, None))
-    curvature = analysis.mean_over_active_epochs(trained, "curvature")
+    curvature = analysis.mean_over_active_epochs(dataset, "curvature")
     scores = {
-        "cumulative curvature": analysis.cumulative(trained, "curvature"),
+        "cumulative curvature": analysis.cumulative(dataset, "curvature"),
         "mean curvature": curvature,
-        "cumulative loss (CSL)": analysis.cumulative(trained, "loss"),
-        "final loss": trained.loss.isel(epoch=-1),
+        "median curvature": analysis.median_over_active_epochs(dataset, "curvature"),
+        "cumulative loss (CSL)": analysis.cumulative(dataset, "loss"),
+        "final loss": dataset.loss.isel(epoch=-1),
     }
-    print(f"{wrong.sum()} of {len(wrong)} labels were flipped. Over the epochs of training, they")
-    print("are told from the others with these AUROCs (and their 95 % bootstrap intervals):")
+    print(f"{wrong.sum()} of {len(wrong)} labels were flipped. Over the epochs whose weights had")
+    print("been trained on a sample's class, they are told from the others with these AUROCs (and")
+    print("their 95 % bootstrap intervals):")
     for name, score in scores.items():
         area = analysis.auroc(score.values, wrong)
         low, high = analysis.auroc_interval(score.values, wrong)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
+import pytest
 from sklearn.metrics import roc_auc_score
 
 from tests.conftest import REPOSITORY
@@ -34,13 +36,27 @@ def test_the_tutorial_prints_what_it_shows_and_finds_what_it_says(demo, monkeypa
     for score in found["scores"].values():
         assert roc_auc_score(flipped, score) > 0.9
     assert flipped[found["suspects"]].mean() > 0.8
+    assert found["early_share"] > 0.5
+    assert found["late_share"] > 0.25
     learned, trained_on = found["learned"], found["trained_on"]
     assert learned[flipped & trained_on].mean() < 0.5
     assert learned[~flipped & trained_on].mean() > 0.95
-    curvature = found["trained"].curvature.sel(epoch=12)
+    results = found["results"]
+    curvature = results.curvature.sel(epoch=12)
     wrong, right = (curvature[kind & trained_on].median() for kind in (flipped, ~flipped))
     assert wrong > 10 * right
-    old, new, before = found["old"], found["new"], found["before"]
-    assert abs(float(found["change"][0, 0])) < 0.5 * before
-    assert new[5] > 2 * before
-    assert new[7] < 2 * old[7]
+    order = results.attrs["identity"]["classes"]["order"]
+    old = np.isin(results.label.values, order[:5])
+    loss, correct, curved = (
+        results[name].values[6:9].astype(float) for name in ("loss", "accuracy", "curvature")
+    )
+    losses, accuracy = loss[:, old].mean(axis=1), correct[:, old].mean(axis=1)
+    assert losses[1] > 1.5 * losses[0]
+    assert accuracy[1] < accuracy[0] - 0.03
+    assert accuracy[2] > accuracy[1] + 0.02
+    curvatures = curved[:, old].mean(axis=1)
+    assert curvatures[2] < curvatures[0]
+    assert curved[2, ~old].mean() < 2 * curvatures[2]
+    change = found["change"]
+    assert (int(change.epoch_before), int(change.epoch_after)) == (6, 7)
+    assert float(change) == pytest.approx(accuracy[1] - accuracy[0])

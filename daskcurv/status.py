@@ -15,7 +15,9 @@ import numpy as np
 from daskcurv.classes import active_samples
 from daskcurv.run_record import read_record
 from daskcurv.storage import ResultsStore
+from daskcurv.storage.chunks import shown
 from daskcurv.storage.lock import holder
+from daskcurv.storage.lost import lost_files
 
 KILLED = "ended without a word: killed, or its machine went down"
 
@@ -32,7 +34,8 @@ def read_status(path: Path) -> dict[str, Any]:
     -------
     dict
         JSON-able. ``store`` has ``epochs``, ``blocks`` and ``samples`` (active ones), each with
-        ``done`` and ``of``; None if there is none yet. ``run`` is the record of the last launch,
+        ``done`` and ``of``, and unless a run is going on, under ``lost``, the files of finished
+        blocks that are gone; None if there is none yet. ``run`` is the record of the last launch,
         with ``state`` as ``"running"`` only if its process is alive; None if none is known.
 
     Raises
@@ -49,7 +52,8 @@ def read_status(path: Path) -> dict[str, Any]:
             run["state"] = KILLED
     if run is not None and not path.exists():
         return {"path": str(path), "store": None, "run": run}
-    return {"path": str(path), "store": _count(_filled(path, run)), "run": run}
+    alive = run is not None and run["state"] == "running"
+    return {"path": str(path), "store": _count(_filled(path, run), alive), "run": run}
 
 
 def _filled(path: Path, run: dict[str, Any] | None) -> ResultsStore:
@@ -61,12 +65,14 @@ def _filled(path: Path, run: dict[str, Any] | None) -> ResultsStore:
     return ResultsStore.open(path)
 
 
-def _count(store: ResultsStore) -> dict[str, Any]:
+def _count(store: ResultsStore, alive: bool) -> dict[str, Any]:
     complete = store.read("complete")[: len(store.rows)]
     done = np.repeat(complete[:, None], store.num_blocks, axis=1)
-    # Looked for on disk only where it is not on record: 4,001 directories take seconds.
-    for row in np.flatnonzero(~complete).tolist():
+    # While a run goes on, looked for on disk only where it is not on record: 4,001 directories of
+    # each variable take seconds.
+    for row in np.flatnonzero(~complete).tolist() if alive else range(len(complete)):
         done[row] = store.done_in(row)
+    lost = lost_files(store) if store.is_compact or not (alive or done.all()) else []
     first_active = store.read("first_epoch_active")
     samples = active_samples(first_active, store.epochs, store.block_size)
     return {
@@ -74,6 +80,8 @@ def _count(store: ResultsStore) -> dict[str, Any]:
         "blocks": {"done": int(done.sum()), "of": done.size},
         "samples": {"done": int(samples[done].sum()), "of": int(samples.sum())},
         "compute_seconds": float(store.read("compute_seconds").sum()),
+        "lost": [str(one) for one in lost],
+        "remedy": store.remedy,
     }
 
 
@@ -99,6 +107,9 @@ def describe(status: dict[str, Any], now: datetime | None = None) -> str:
         ]
         part = store["samples"]["done"] / store["samples"]["of"] if store["samples"]["of"] else 1
         lines.append(f"done      {', '.join(counts)} ({part:.1%})")
+        if store["lost"]:
+            lines.append(f"damaged   {len(store['lost'])} files are gone: {shown(store['lost'])}")
+            lines.append(f"          {store['remedy']}")
     if run is None:
         lines.append("run       none on record")
         return "\n".join(lines)

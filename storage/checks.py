@@ -46,7 +46,7 @@ class Damage:
 def checked_epoch(
     store: ResultsStore, row: int, first_active: NDArray[np.int64] | None
 ) -> tuple[dict[str, NDArray[Any]], list[Damage]]:
-    """Read an epoch's finished blocks and hold them against their digests.
+    """Read the blocks of an epoch that are on record, and hold them against their digests.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def checked_epoch(
     list of Damage
         One for each block that is not what was written.
     """
-    done = np.flatnonzero(store.done_in(row)).tolist()
+    done = np.flatnonzero(store.recorded_in(row)).tolist()
     problems: dict[int, list[str]] = {block: [] for block in done}
 
     def checked(name: str, what: str) -> tuple[NDArray[Any], set[int]]:

@@ -26,12 +26,36 @@ def damaged_columns(store: ResultsStore) -> list[schema.Variable]:
     for variable in schema.COLUMNS:
         try:
             store.read(variable.name)
-            whole = all(path.exists() for path in column_files(store, variable))
+            whole = _has_files(store, variable)
         except StoreError:
             whole = False
         if not whole:
             damaged.append(variable)
     return damaged
+
+
+def refuse_damaged_columns(store: ResultsStore, *, lost_only: bool = False) -> None:
+    """Stop if a column cannot be read or has lost a file.
+
+    Parameters
+    ----------
+    store : ResultsStore
+    lost_only : bool
+        Only look for lost files, which takes no reading.
+
+    Raises
+    ------
+    StoreError
+    """
+    if lost_only:
+        damaged = [variable for variable in schema.COLUMNS if not _has_files(store, variable)]
+    else:
+        damaged = damaged_columns(store)
+    if damaged:
+        raise StoreError(
+            f"{', '.join(variable.name for variable in damaged)} of results store {store.path} "
+            f"cannot be read, or has lost its file. {store.column_remedy}"
+        )
 
 
 def restore_columns(store: ResultsStore, samples: Columns, epochs: Columns) -> None:
@@ -68,6 +92,10 @@ def discard_column(store: ResultsStore, variable: schema.Variable) -> None:
     with writing(f"results store {store.path}"):
         for path in column_files(store, variable):
             path.unlink(missing_ok=True)
+
+
+def _has_files(store: ResultsStore, variable: schema.Variable) -> bool:
+    return all(path.exists() for path in column_files(store, variable))
 
 
 def column_files(store: ResultsStore, variable: schema.Variable) -> list[Path]:

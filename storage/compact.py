@@ -27,9 +27,9 @@ from daskcurv.errors import StoreError
 from daskcurv.files import discard_drafts, whole_directory
 from daskcurv.storage import schema
 from daskcurv.storage.checks import checked_epoch
-from daskcurv.storage.columns import damaged_columns
 from daskcurv.storage.group import consolidate, writing
 from daskcurv.storage.lock import launcher_lock
+from daskcurv.storage.lost import refuse_lost
 from daskcurv.storage.store import ResultsStore
 from daskcurv.storage.work import do_all, processes_for
 
@@ -79,17 +79,13 @@ def compact(source: ResultsStore, out: Path) -> None:
 
 
 def _refuse_unfinished(source: ResultsStore) -> None:
-    done = source.done_blocks()
+    done = source.recorded_blocks()
     if unfinished := [epoch for epoch, row in source.rows.items() if not done[row].all()]:
         raise StoreError(
             f"results store {source.path} has unfinished epochs {unfinished}; launch again to "
             "finish them, then compact it"
         )
-    if damaged := damaged_columns(source):
-        raise StoreError(
-            f"{', '.join(variable.name for variable in damaged)} of results store {source.path} "
-            "cannot be read; launch again to restore it, then compact the store"
-        )
+    refuse_lost(source)
 
 
 def _build(source: ResultsStore, path: Path) -> None:
@@ -185,7 +181,7 @@ def _copy_epochs(source_path: Path, path: Path, start: int, rows: Sequence[int])
         if damage:
             raise StoreError(
                 f"{damage[0].where} of results store {source_path} is damaged: {damage[0].what}. "
-                "Mark it with daskcurv verify --repair, and launch again"
+                f"{source.remedy}"
             )
         for name, values in epoch.items():
             shard[name][position] = values

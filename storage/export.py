@@ -26,6 +26,7 @@ from daskcurv.config import check_positive
 from daskcurv.errors import ConfigError, ExportError, StoreWriteError
 from daskcurv.files import whole_directory
 from daskcurv.storage import schema
+from daskcurv.storage.lost import refuse_lost, refuse_lost_blocks
 from daskcurv.storage.store import ResultsStore
 
 Inactive = Literal["nan", "zero", "drop"]
@@ -109,6 +110,8 @@ def export_epochs(
     ExportError
         Before anything is written, if an epoch is absent or unfinished, or its directory holds
         something else.
+    StoreError
+        If an epoch has lost a file.
     """
     wanted = finished_epochs(store, epochs)
     for epoch in wanted:
@@ -125,16 +128,19 @@ def finished_epochs(store: ResultsStore, epochs: Iterable[int] | None) -> list[i
     ------
     ExportError
         If an epoch is absent or unfinished.
+    StoreError
+        If one has lost a file.
     """
     wanted = sorted(store.rows) if epochs is None else list(epochs)
     if absent := [epoch for epoch in wanted if epoch not in store.rows]:
         raise ExportError(f"results store {store.path} has no epochs {absent}")
-    done = store.done_blocks()
+    done = store.recorded_blocks()
     if unfinished := [epoch for epoch in wanted if not done[store.rows[epoch]].all()]:
         raise ExportError(
             f"epochs {unfinished} of {store.path} are not finished; launch again to finish them, "
             "or name finished ones with --epochs"
         )
+    refuse_lost(store, wanted)
     return wanted
 
 
@@ -182,6 +188,7 @@ def export_epoch(
     if inactive not in INACTIVE_CHOICES:
         raise ConfigError(f"inactive is {inactive!r}; expected one of {INACTIVE_CHOICES}")
     check_positive(divide_by=divide_by)
+    refuse_lost_blocks(store, [epoch])
     row = store.rows[epoch]
     active = store.read("status", row) == schema.COMPUTED
     kept = active if inactive == "drop" else np.ones_like(active)

@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-import zarr
 from numpy.typing import NDArray
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-Key = tuple[Any, ...]
-"""For each dimension an integer, a slice, or an array of integers: an orthogonal selection."""
+from daskcurv.storage.chunks import Files, Key
 
 
 class Stored:
@@ -21,9 +19,9 @@ class Stored:
 
     Parameters
     ----------
-    by_epoch : zarr.Array
-        Shape (E, N), in chunks that hold one epoch.
-    by_sample : zarr.Array, optional
+    by_epoch : Files
+        Of an array of shape (E, N), in chunks that hold one epoch.
+    by_sample : Files, optional
         The same values in chunks that hold all epochs of a few samples, in an order of their own.
     places : ndarray of int, shape (N,), optional
         Where each sample is in `by_sample`.
@@ -31,24 +29,32 @@ class Stored:
 
     def __init__(
         self,
-        by_epoch: zarr.Array[Any],
-        by_sample: zarr.Array[Any] | None = None,
+        by_epoch: Files,
+        by_sample: Files | None = None,
         places: NDArray[np.integer[Any]] | None = None,
     ):
         self._by_epoch, self._by_sample, self._places = by_epoch, by_sample, places
-        self.shape: tuple[int, ...] = by_epoch.shape
-        self.dtype: np.dtype[Any] = by_epoch.dtype
+        self.shape: tuple[int, ...] = by_epoch.array.shape
+        self.dtype: np.dtype[Any] = by_epoch.array.dtype
 
     def read(self, key: Key) -> NDArray[Any]:
-        """Return a selection, from the layout that has to be read least for it."""
-        array = self._by_epoch
+        """Return a selection.
+
+        Raises
+        ------
+        StoreError
+            If a file is damaged.
+        """
+        files, there = self.located(key)
+        return files.read(there)
+
+    def located(self, key: Key) -> tuple[Files, Key]:
+        """Return the layout that has to be read least for a selection, and the selection in it."""
         if self._by_sample is not None and self._places is not None:
             there = key[0], _as_slice(self._places[key[1]])
-            if _cost(self._by_sample, there) < _cost(array, key):
-                array, key = self._by_sample, there
-        if any(isinstance(selected, np.ndarray) for selected in key):
-            return np.asarray(array.oindex[key])
-        return np.asarray(array[key])
+            if _cost(self._by_sample, there) < _cost(self._by_epoch, key):
+                return self._by_sample, there
+        return self._by_epoch, key
 
 
 def _as_slice(places: Any) -> Any:
@@ -60,10 +66,10 @@ def _as_slice(places: Any) -> Any:
     return places
 
 
-def _cost(array: zarr.Array[Any], key: Key) -> int:
+def _cost(files: Files, key: Key) -> int:
     """Return about how many values are in the chunks that a selection touches."""
     cost = 1
-    for selected, length, size in zip(key, array.shape, array.chunks, strict=True):
+    for selected, length, size in zip(key, files.array.shape, files.array.chunks, strict=True):
         if isinstance(selected, slice):
             chosen = range(*selected.indices(length))
             chunks = min(len(chosen), abs(chosen[-1] - chosen[0]) // size + 1) if chosen else 0
@@ -82,7 +88,8 @@ class Lazy(BackendArray):
         Of the same shape.
     dtype : numpy dtype
     read : callable
-        Maps an orthogonal selection to values.
+        Maps an orthogonal selection to values. It has to be picklable, as the dataset is handed to
+        other processes with it.
     """
 
     def __init__(self, like: Stored, dtype: Any, read: Callable[[Key], NDArray[Any]]):

@@ -9,18 +9,25 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import xarray as xr
+from dask.array.core import normalize_chunks
 from numpy.typing import NDArray
 
 from daskcurv.classes import first_epochs_trained
-from daskcurv.config import Identity
 from daskcurv.errors import ConfigError, StoreError
 from daskcurv.storage import schema
-from daskcurv.storage.lazy import Key, lazy_variable
+from daskcurv.storage.attributes import writable
+from daskcurv.storage.chunks import UNREADABLE, Key
+from daskcurv.storage.columns import refuse_damaged_columns
+from daskcurv.storage.lazy import lazy_variable
+from daskcurv.storage.reader import Incomplete, Reader
 from daskcurv.storage.store import ResultsStore
 
-Incomplete = Literal["mask", "raise", "include"]
+Chunks = Mapping[str, Any] | int | Literal["auto"]
 
 _EPOCHS_PER_DASK_CHUNK = 64
+
+_LAUNCHERS_OWN = "checkpoint_mtime_ns"
+"""By which a launch knows a file again. NetCDF 3 has no type for it."""
 
 _FIRST_TRAINED = {
     "long_name": "first epoch whose weights had been trained on the sample's class; "
@@ -35,7 +42,7 @@ _TRAINED = {
 def open_results(
     path: str | Path,
     incomplete: Incomplete = "mask",
-    chunks: Mapping[str, int] | None = None,
+    chunks: Chunks | None = None,
 ) -> xr.Dataset:
     """Open a results store for querying, also while a run is filling it.
 
@@ -44,14 +51,17 @@ def open_results(
     path : str or Path
         A store that a launch fills, or one that ``daskcurv compact`` has made.
     incomplete : {"mask", "raise", "include"}
-        What to do about blocks that are not done. A block interrupted while being written may
-        hold some values already: ``"mask"`` shows every such sample as NaN (prediction −1),
-        ``"include"`` shows what is there, ``"raise"`` refuses stores with unfinished epochs.
-    chunks : mapping, optional
+        What to do about blocks that are not done, and about those that were done and have lost a
+        file since. ``"mask"`` shows their samples as missing: status 0, NaN, prediction −1, and
+        warns in the log if files are lost. ``"raise"`` refuses stores with unfinished epochs, and
+        selections from blocks that have lost a file. ``"include"`` shows what is there: a block
+        that was interrupted while being written may hold some values already.
+    chunks : mapping, int or "auto", optional
         By default, selecting is lazy and what is selected becomes NumPy arrays as soon as it is
-        computed with: best for questions about some samples or epochs. With a mapping, variables
-        are Dask arrays in pieces of so many epochs and samples (``{}`` for 64 epochs each): best
-        for computations on all of a large store, in bounded memory.
+        computed with: best for questions about some samples or epochs. Otherwise, variables are
+        Dask arrays: with a mapping in pieces of so many epochs and samples (``{}`` for 64 epochs
+        each), else as for `xarray.Dataset.chunk`. Best for computations on all of a large store,
+        in bounded memory.
 
     Returns
     -------
@@ -62,20 +72,31 @@ def open_results(
         had been trained on the sample's class; -1 if no schedule is recorded, as in an imported
         store) and ``trained`` (bool, by epoch and sample: whether the weights had been; True where
         that is not known, so that nothing is left out). Where the names of the classes are known,
-        there is the coordinate ``class_name``.
+        there is the coordinate ``class_name``. It can be pickled, and written with ``to_netcdf``
+        and ``to_zarr``; ``attrs["identity"]`` is JSON text for that; read it with
+        `daskcurv.storage.identity_of`.
 
     Raises
     ------
     StoreError
-        If `path` is not a results store, or has unfinished epochs and `incomplete` is ``"raise"``.
+        If `path` is not a results store, or a column of it is damaged; or if it has unfinished
+        epochs and `incomplete` is ``"raise"``. When values are read, if a file of theirs is
+        damaged; or if one is lost and `incomplete` is ``"raise"``.
     """
     if incomplete not in get_args(Incomplete):
         raise ConfigError(f"incomplete is {incomplete!r}; expected one of {get_args(Incomplete)}")
-    store = ResultsStore.open(Path(path))
+    # Absolute, as what is read later is read from there wherever the process is by then.
+    store = ResultsStore.open(Path(path).absolute())
     per_sample = [variable.name for variable in schema.PER_SAMPLE]
-    opened: xr.Dataset = xr.open_zarr(path, chunks=None)
-    # Metadata and columns can be of different moments while epochs are being added.
-    dataset = opened.drop_vars(per_sample).isel(epoch=slice(len(store.epochs))).load()
+    try:
+        opened: xr.Dataset = xr.open_zarr(store.path, chunks=None)
+        # Metadata and columns can be of different moments while epochs are being added.
+        dataset = opened.drop_vars([*per_sample, _LAUNCHERS_OWN])
+        dataset = dataset.isel(epoch=slice(len(store.epochs))).load()
+    except UNREADABLE as error:
+        refuse_damaged_columns(store)
+        raise StoreError(f"results store {path} cannot be read: {error}") from error
+    refuse_damaged_columns(store, lost_only=True)
     complete = dataset.complete.values
     if incomplete == "raise" and not complete.all():
         unfinished = sorted(dataset.epoch.values[~complete].tolist())
@@ -83,9 +104,9 @@ def open_results(
             f"results store {path} has unfinished epochs {unfinished}; launch again to finish "
             "them, or open with incomplete='mask'"
         )
-    masked = incomplete == "mask" and not complete.all()
-    variables = _variables(store, masked, {name: opened[name].attrs for name in per_sample})
-    dataset = dataset.assign(variables).assign_coords(_trained(store, dataset))
+    attrs = {name: opened[name].attrs for name in per_sample}
+    dataset = dataset.assign(Reader(store, incomplete, complete).variables(attrs))
+    dataset = dataset.assign_coords(_trained(store, dataset))
     if names := store.attrs.get("class_names"):
         labels = dataset.label.values
         known = np.array([*names, ""])[np.where(labels < len(names), labels, len(names))]
@@ -95,47 +116,21 @@ def open_results(
     order = np.argsort(dataset.epoch.values, kind="stable")
     if (np.diff(order) < 0).any():
         dataset = dataset.isel(epoch=order)
+    # How it is stored here is nothing for a copy to keep: chunks that fit no others, and codecs.
+    dataset = dataset.drop_encoding().assign_attrs(writable(dataset.attrs))
     if chunks is None:
         return dataset
-    return dataset.chunk({"epoch": _EPOCHS_PER_DASK_CHUNK, "sample": -1, **chunks})
+    return dataset.chunk(_chunks(chunks, dataset.curvature))
 
 
-def _variables(
-    store: ResultsStore, masked: bool, attrs: dict[str, dict[str, Any]]
-) -> dict[str, xr.Variable]:
-    stored = {variable.name: store.stored(variable.name) for variable in schema.PER_SAMPLE}
-    status = stored[schema.STATUS.name]
-
-    def read(variable: schema.Variable, key: Key) -> NDArray[Any]:
-        if not masked:
-            return stored[variable.name].read(key)
-        # The status first: what it calls done was whole before.
-        done = status.read(key) != schema.MISSING
-        values = stored[variable.name].read(key)
-        return np.where(done, values, np.asarray(variable.fill, values.dtype))
-
-    def read_error(key: Key) -> NDArray[np.float32]:
-        mean, square = (read(variable, key) for variable in schema.MEASURES[:2])
-        return standard_error(mean, square, store.identity)
-
-    variables = {
-        variable.name: lazy_variable(
-            status, stored[variable.name].dtype, partial(read, variable), attrs[variable.name]
-        )
-        for variable in schema.MEASURES
-    }
-    variables["curvature_stderr"] = lazy_variable(
-        status,
-        np.float32,
-        read_error,
-        {
-            "long_name": f"standard error of curvature, {_from_draws(store.identity)}",
-            "units": attrs["curvature"]["units"],
-        },
+def _chunks(chunks: Chunks, like: xr.DataArray) -> dict[str, Any]:
+    """Return the pieces of each dimension, the same for all variables whatever their types."""
+    wanted: dict[str, Any] = {"epoch": _EPOCHS_PER_DASK_CHUNK, "sample": -1}
+    wanted.update(chunks if isinstance(chunks, Mapping) else dict.fromkeys(wanted, chunks))
+    sizes = normalize_chunks(  # type: ignore[no-untyped-call]
+        (wanted["epoch"], wanted["sample"]), shape=like.shape, dtype=like.dtype
     )
-    name = schema.STATUS.name
-    variables[name] = lazy_variable(status, status.dtype, status.read, attrs[name])
-    return variables
+    return {**wanted, "epoch": sizes[0], "sample": sizes[1]}
 
 
 def _trained(store: ResultsStore, columns: xr.Dataset) -> dict[str, xr.Variable]:
@@ -152,43 +147,3 @@ def _is_trained(epochs: NDArray[np.int64], first: NDArray[np.int64], key: Key) -
     rows, samples = key
     trained: NDArray[np.bool_] = np.greater_equal.outer(epochs[rows], first[samples])
     return trained
-
-
-def standard_error(
-    mean: NDArray[np.float32], square: NDArray[np.float32], identity: Identity
-) -> NDArray[np.float32]:
-    """Return the standard error of the curvature, a mean over probes.
-
-    Parameters
-    ----------
-    mean, square : ndarray of float32
-        The store's ``curvature`` and ``curvature_sq``.
-    identity : dict
-        Of the store; says how many draws the means are over.
-
-    Returns
-    -------
-    ndarray of float32
-        sqrt((square − mean²) / (draws − 1)); NaN with a single draw.
-    """
-    draws = _draws(identity)
-    if draws < 2:
-        return np.full_like(mean, np.nan)
-    wide = mean.astype(np.float64)
-    # Rounding of the stored means can leave a small negative number where all norms are equal.
-    variance = np.maximum(square.astype(np.float64) - wide**2, 0)
-    return np.sqrt(variance / (draws - 1)).astype(np.float32)
-
-
-def _from_draws(identity: Identity) -> str:
-    # What an imported store has in place of the number of probes is no record of one.
-    if "imported" in identity:
-        return "NaN because the number of probes is not known"
-    return f"from {_draws(identity)} draws"
-
-
-def _draws(identity: Identity) -> int:
-    estimator = identity["estimator"]
-    draws: int = estimator["n_probes"]
-    # A pair of probes is one draw.
-    return draws // 2 if estimator["method"] == "zeroth-order" else draws

@@ -3,8 +3,9 @@
 Two rules carry everything that is promised about interrupted runs.
 
 *Chunk = block = task.* A block is one chunk of every per-sample variable, each written whole, and
-``status`` last. The presence of the status chunk is the record that the block is done; nothing
-else remembers progress, so nothing can disagree with it. No two tasks share a chunk.
+``status`` last. The presence of the status chunk is the record that the block was done; nothing
+else remembers the progress of an epoch that is not complete. A block that is on record and has lost
+one of its files is done no longer. No two tasks share a chunk.
 
 *A digest binds a block to its place.* Beside the measures of a block, a digest of each is written.
 A checksum inside a file cannot tell when a whole file is in another's place.
@@ -22,7 +23,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -38,6 +38,7 @@ from daskcurv.config import Identity, differences, fingerprint
 from daskcurv.errors import StoreError
 from daskcurv.files import sync, whole_directory, write_whole
 from daskcurv.storage import schema
+from daskcurv.storage.chunks import UNREADABLE, Files
 from daskcurv.storage.group import (
     CODECS,
     array_of,
@@ -193,22 +194,64 @@ class ResultsStore:
     def read(
         self, name: str, rows: int | slice | None = None, samples: slice = slice(None)
     ) -> NDArray[Any]:
-        """Return a variable, or one epoch's row of it or several, or part of that."""
-        selection = slice(None) if rows is None else (rows, samples)
+        """Return a variable, or one epoch's row of it or several, or part of that.
+
+        What has no file is as if it had never been written; see `daskcurv.storage.lost`.
+        """
+        if name in self.files:
+            return self.files[name].read((slice(None) if rows is None else rows, samples))
         try:
-            return np.asarray(self.array(name)[selection])
-        except (OSError, RuntimeError, ValueError) as error:
-            where = name if rows is None else f"{name}, row {rows},"
+            return np.asarray(self.array(name)[slice(None) if rows is None else (rows, samples)])
+        except UNREADABLE as error:
             raise StoreError(
-                f"{where} of results store {self.path} is damaged or cannot be read: {error}"
+                f"{name} of results store {self.path} is damaged or cannot be read: {error}. "
+                f"{self.remedy}"
             ) from error
+
+    @property
+    def can_be_launched(self) -> bool:
+        """Whether a launch fills this store."""
+        return not self.is_compact and "imported" not in self.attrs
+
+    @property
+    def remedy(self) -> str:
+        """What to do about damage, as a sentence."""
+        if self.is_compact:
+            return "Make it again with daskcurv compact from the store it was made from"
+        if "imported" in self.attrs:
+            return "Import the tree again with daskcurv import_npy"
+        return f"Mark it with daskcurv verify {self.path} --repair, and launch again"
+
+    @property
+    def column_remedy(self) -> str:
+        """What to do about a damaged column, which a launch restores by itself."""
+        return "Launch again to restore it" if self.can_be_launched else self.remedy
+
+    @cached_property
+    def files(self) -> Mapping[str, Files]:
+        """The files of each per-sample variable, of both layouts in a compact store."""
+        names = [variable.name for variable in schema.PER_SAMPLE]
+        if self.is_compact:
+            names += [schema.by_sample(name) for name in names]
+        path, epochs = self.path.absolute(), tuple(self.epochs)
+        working = not self.is_compact
+        return {
+            name: Files(
+                path,
+                self.array(name),
+                epochs,
+                working,
+                number >= len(schema.PER_SAMPLE),
+                self.remedy,
+            )
+            for number, name in enumerate(names)
+        }
 
     def stored(self, name: str) -> Stored:
         """Return a per-sample variable, to be read lazily."""
-        array = self.array(name)
         if not self.is_compact:
-            return Stored(array)
-        return Stored(array, self.array(schema.by_sample(name)), self._places)
+            return Stored(self.files[name])
+        return Stored(self.files[name], self.files[schema.by_sample(name)], self._places)
 
     @cached_property
     def _places(self) -> NDArray[np.int64]:
@@ -233,7 +276,10 @@ class ResultsStore:
 
         Without one, what is read is as if it had never been written.
         """
-        return self.is_compact or self.chunk_path(name, row, block).exists()
+        if name not in self.files:
+            return self.is_compact or self.chunk_path(name, row, block).exists()
+        files = self.files[name]
+        return not files.lost(files.touched((row, slice(*self.bounds(block)))))
 
     def arrays(self) -> Iterator[tuple[str, zarr.Array[Any]]]:
         """Yield each array with its name, those of subgroups too."""
@@ -297,6 +343,7 @@ class ResultsStore:
         self._group = open_group(self.path)
         self.__dict__.pop("epochs", None)
         self.__dict__.pop("rows", None)
+        self.__dict__.pop("files", None)
 
     def _append_rows(self, epochs: Columns) -> None:
         count, start = len(epochs["epoch"]), len(self.rows)
@@ -364,39 +411,60 @@ class ResultsStore:
                     sync(status.parent)
 
     def is_done(self, row: int, block: int) -> bool:
-        """Return whether a block has been written."""
-        if self.is_compact:
-            return True
-        try:
-            return _is_written(self.chunk_path("status", row, block))
-        except FileNotFoundError:
+        """Return whether a block has been written, and has all of its files."""
+        status = self.chunk_path(schema.STATUS.name, row, block)
+        if not self.is_compact and not (status.exists() and status.stat().st_size):
             return False
+        return all(self.has_file(variable.name, row, block) for variable in schema.PER_SAMPLE)
 
     def done_blocks(self) -> NDArray[np.bool_]:
-        """Return which blocks have been written, as booleans of shape (rows, blocks)."""
-        done = np.full((len(self.rows), self.num_blocks), self.is_compact)
-        if not self.is_compact:
-            for row in range(len(self.rows)):
-                done[row] = self.done_in(row)
-        return done
+        """Return which blocks are done, as booleans of shape (rows, blocks)."""
+        done = [self.done_in(row) for row in range(len(self.rows))]
+        return np.array(done, dtype=bool).reshape(len(self.rows), self.num_blocks)
 
     def done_in(self, row: int) -> NDArray[np.bool_]:
-        """Return which blocks of an epoch have been written."""
-        done = np.full(self.num_blocks, self.is_compact)
-        if self.is_compact:
-            return done
-        try:
-            with os.scandir(self.chunk_path("status", row, 0).parent) as entries:
-                # What is not a number is the temporary file of an interrupted write.
-                blocks = [
-                    int(entry.name)
-                    for entry in entries
-                    if entry.name.isdigit() and _is_written(entry)
-                ]
-        except FileNotFoundError:
-            return done
-        done[[block for block in blocks if block < self.num_blocks]] = True
+        """Return which blocks of an epoch have been written, and have all of their files."""
+        done = np.ones(self.num_blocks, dtype=bool)
+        for variable in (schema.STATUS, *schema.MEASURES):
+            done &= self._there(variable.name, row)
+            if not done.any():
+                break
         return done
+
+    def recorded_in(self, row: int) -> NDArray[np.bool_]:
+        """Return which blocks of an epoch are on record as done, whatever files they have lost."""
+        return self._recorded(row, self._complete())
+
+    def recorded_blocks(self, rows: Sequence[int] | None = None) -> NDArray[np.bool_]:
+        """Return the same of some epochs, by default all, as booleans of shape (rows, blocks)."""
+        rows = range(len(self.rows)) if rows is None else rows
+        complete = self._complete()
+        recorded = [self._recorded(row, complete) for row in rows]
+        return np.array(recorded, dtype=bool).reshape(len(rows), self.num_blocks)
+
+    def _recorded(self, row: int, complete: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        if self.is_compact or complete[row]:
+            return np.ones(self.num_blocks, dtype=bool)
+        return self._there(schema.STATUS.name, row)
+
+    def _complete(self) -> NDArray[np.bool_]:
+        try:
+            return np.asarray(self.read("complete"), dtype=bool)
+        except StoreError:
+            return np.zeros(len(self.rows), dtype=bool)
+
+    def _there(self, name: str, row: int) -> NDArray[np.bool_]:
+        """Return of which blocks of an epoch a variable has the files."""
+        files = self.files[name]
+        # After a power cut, a status can be there by name and have no contents.
+        with_content = name == schema.STATUS.name and not self.is_compact
+        there = files.there(row // files.shape[0], with_content=with_content)
+        starts = np.arange(self.num_blocks) * self.block_size
+        ends = np.minimum(starts + self.block_size, self.num_samples) - 1
+        lost_before = np.concatenate([[0], np.cumsum(~there)])
+        lost = lost_before[ends // files.shape[1] + 1] - lost_before[starts // files.shape[1]]
+        all_there: NDArray[np.bool_] = lost == 0
+        return all_there
 
     def _write_chunk(
         self,
@@ -420,8 +488,3 @@ class ResultsStore:
         """Return the file of a block of a per-sample variable, or of its digests."""
         path = self.path / name / "c" / str(row) / str(block)
         return path / "0" if name == schema.DIGEST.name else path
-
-
-def _is_written(chunk: Path | os.DirEntry[str]) -> bool:
-    # After a power cut, a file can be there by name and have no contents.
-    return chunk.stat().st_size > 0

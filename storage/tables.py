@@ -16,7 +16,7 @@ from daskcurv.errors import ConfigError, ExportError, StoreWriteError
 from daskcurv.files import whole_directory, whole_file
 from daskcurv.storage import schema
 from daskcurv.storage.export import finished_epochs
-from daskcurv.storage.query import standard_error
+from daskcurv.storage.reader import standard_error
 from daskcurv.storage.store import ResultsStore
 
 Format = Literal["parquet", "csv"]

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from daskcurv.config import fingerprint
 from daskcurv.errors import StoreError
@@ -39,7 +38,7 @@ class Verification:
     Attributes
     ----------
     blocks : int
-        Blocks that were checked.
+        Blocks that are on record as done, and were checked.
     missing : int
         Blocks that were not computed yet.
     leftovers : int
@@ -64,8 +63,8 @@ def verify(store: ResultsStore) -> Verification:
     -------
     Verification
     """
-    done = store.done_blocks()
-    damage = [*_metadata_damage(store), *_column_damage(store), *_lost_blocks(store, done)]
+    recorded = store.recorded_blocks()
+    damage = [*_metadata_damage(store), *_column_damage(store)]
     rows = range(len(store.epochs))
     pieces = [(store.path, rows[i : i + _ROWS_AT_ONCE]) for i in range(0, len(rows), _ROWS_AT_ONCE)]
     at_once = processes_for(store)
@@ -74,7 +73,7 @@ def verify(store: ResultsStore) -> Verification:
         found += do_all(slab_damage, slabs(store), description="verifying samples", at_once=at_once)
     damage += chain.from_iterable(found)
     leftovers = len(list(_leftovers(store.path)))
-    return Verification(int(done.sum()), int((~done).sum()), leftovers, damage)
+    return Verification(int(recorded.sum()), int((~recorded).sum()), leftovers, damage)
 
 
 def repair(store: ResultsStore, damage: list[Damage]) -> None:
@@ -161,16 +160,6 @@ def _column_damage(store: ResultsStore) -> Iterator[Damage]:
             texts = np.array([""], dtype=object)
         if "" in texts:
             yield Damage(IMPORTED_METADATA, "lost a file, or cannot be read; import the tree again")
-
-
-def _lost_blocks(store: ResultsStore, done: NDArray[np.bool_]) -> Iterator[Damage]:
-    try:
-        complete = store.read("complete")
-    except StoreError:
-        return
-    for row, block in np.argwhere(complete[:, None] & ~done).tolist():
-        where = f"epoch {store.epochs[row]} block {block}"
-        yield Damage(where, "its status is lost, though the epoch was complete", row, block)
 
 
 def _metadata_damage(store: ResultsStore) -> Iterator[Damage]:

@@ -19,6 +19,7 @@ from daskcurv.clusters.local import visible_gpus
 from daskcurv.dataset import normalise, read_cifar
 from daskcurv.demo import FLIPPED_FRACTION, LAST_EPOCH, SPEC
 from daskcurv.estimators.auto import has_fast_bfloat16
+from daskcurv.storage.attributes import identity_of
 
 
 def test_the_demo_finds_the_flipped_labels(demo):
@@ -30,7 +31,7 @@ def test_the_demo_finds_the_flipped_labels(demo):
     assert len(flipped) == round(FLIPPED_FRACTION * 1797)
     wrong = np.isin(results.sample, flipped)
     # The weights of epoch 0 had seen no class, and those of epoch 6 not the five added there.
-    late = np.isin(results.label, results.attrs["identity"]["classes"]["order"][5:])
+    late = np.isin(results.label, identity_of(results)["classes"]["order"][5:])
     trained = results.epoch.values[:, None] > np.where(late, 6, 0)
     curvature, loss = (
         np.where(trained, results[name].values.astype(np.float64), np.nan)

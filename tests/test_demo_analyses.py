@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from daskcurv import analysis
 from daskcurv.analysis.summary import RANKED, compare, summarise
 from daskcurv.storage import open_results, schema
+from daskcurv.storage.attributes import identity_of
 
 Values = NDArray[np.float64]
 
@@ -33,7 +34,7 @@ def counting(data: xr.Dataset) -> NDArray[np.bool_]:
 
     The first five classes are trained on from epoch 1, the others from epoch 7.
     """
-    order = data.attrs["identity"]["classes"]["order"]
+    order = identity_of(data)["classes"]["order"]
     first = np.where(np.isin(data.label.values, order[:5]), 1, 7)
     computed: NDArray[np.bool_] = data.status.values == schema.COMPUTED
     return computed & (np.arange(13)[:, None] >= first)
@@ -112,7 +113,7 @@ def test_means_of_groups_are_over_samples_whose_class_was_trained_on(data, summa
             for row in range(len(values))
         ]
 
-    order = data.attrs["identity"]["classes"]["order"]
+    order = identity_of(data)["classes"]["order"]
     classes = [means(data.label.values == label) for label in order]
     np.testing.assert_allclose(summary[f"{measure}_by_class"], classes, rtol=1e-9)
     np.testing.assert_array_equal(summary.class_label, order)

@@ -17,6 +17,7 @@ from hypothesis.extra import numpy as hnp
 from daskcurv.cli import main
 from daskcurv.errors import DataError, ExportError, StoreError
 from daskcurv.storage import ResultsStore, export_epochs, legacy, open_results
+from daskcurv.storage.attributes import identity_of
 from daskcurv.storage.compact import compact
 from daskcurv.storage.legacy import import_tree
 from daskcurv.storage.verify import verify
@@ -102,7 +103,7 @@ def test_what_was_imported_can_be_asked_like_any_results(tree, path):
     assert results.task.values.tolist() == [0, 1, 2]
     assert results.num_active_classes.values.tolist() == [2, 4, 5]
     assert results.num_workers.values.tolist() == [4, 4, 4]
-    assert results.attrs["identity"]["estimator"]["method"] == "imported"
+    assert identity_of(results)["estimator"]["method"] == "imported"
     for epoch in ACTIVE_CLASSES:
         values = results.sel(epoch=epoch)
         np.testing.assert_array_equal(values.curvature, epoch_values(epoch)["curvature"])

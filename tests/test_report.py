@@ -30,6 +30,7 @@ from daskcurv.report.figures import FIGURES
 from daskcurv.report.findings import choose, gather
 from daskcurv.report.galleries import OVERALL, PER_CLASS, PICTURE
 from daskcurv.storage import ResultsStore
+from daskcurv.storage.attributes import identity_of
 from tests.builders import write_checkpoints, write_cifar
 from tests.conftest import Project
 from tests.test_launch import assert_ok
@@ -152,7 +153,7 @@ def test_the_page_says_what_was_run(made, raw):
     dataset = open_results(store).load()
     run = dict(rows(text, "What was run"))
     assert run["fingerprint"] == dataset.attrs["fingerprint"]
-    assert dataset.attrs["identity"]["dataset"]["sha256"] in run["data set"]
+    assert identity_of(dataset)["dataset"]["sha256"] in run["data set"]
     assert "n_probes 10" in run["estimator"]
     assert run["epochs"] == "13, of which 13 are complete"
     for epoch in (0, 12):

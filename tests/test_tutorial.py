@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from daskcurv.storage.attributes import identity_of
 from tests.conftest import REPOSITORY
 
 STEPS = re.findall(
@@ -45,7 +46,7 @@ def test_the_tutorial_prints_what_it_shows_and_finds_what_it_says(demo, monkeypa
     curvature = results.curvature.sel(epoch=12)
     wrong, right = (curvature[kind & trained_on].median() for kind in (flipped, ~flipped))
     assert wrong > 10 * right
-    order = results.attrs["identity"]["classes"]["order"]
+    order = identity_of(results)["classes"]["order"]
     old = np.isin(results.label.values, order[:5])
     loss, correct, curved = (
         results[name].values[6:9].astype(float) for name in ("loss", "accuracy", "curvature")

@@ -13,6 +13,7 @@ import xarray as xr
 
 from daskcurv.errors import ExportError, StoreWriteError
 from daskcurv.files import whole_directory
+from daskcurv.storage.attributes import identity_of
 from daskcurv.storage.group import consolidate
 
 _CIFAR100 = {"classes": 100, "samples of each": 500}
@@ -49,7 +50,7 @@ def naming(dataset: xr.Dataset, store: Path) -> Naming:
     store : Path
         Where it was opened.
     """
-    identity = dataset.attrs["identity"]
+    identity = identity_of(dataset)
     run = identity.get("experiment_index")
     _, sizes = np.unique(dataset.label.values, return_counts=True)
     whole = len(sizes) == _CIFAR100["classes"] and (sizes == _CIFAR100["samples of each"]).all()

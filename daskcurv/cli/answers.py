@@ -40,11 +40,16 @@ def _add_analyze(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="npy or CSV, a score for each sample, such as published ones: how far do they agree?",
     )
-    parser.add_argument(
-        "--include_untrained",
-        action="store_true",
-        help="also count epochs whose weights had not been trained on the sample's class",
+    flag(
+        parser,
+        "include_untrained",
+        "also count epochs whose weights had not been trained on the sample's class",
     )
+    _add_leave_out_missing(parser, "blocks that are not computed, or have lost a file")
+
+
+def _add_leave_out_missing(parser: argparse.ArgumentParser, what: str) -> None:
+    flag(parser, "leave_out_missing", f"leave out {what}, instead of stopping")
 
 
 def _add_start_epoch(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +71,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
         "include_untrained",
         "also count epochs whose weights had not been trained on the sample's class",
     )
+    _add_leave_out_missing(parser, "blocks that have lost a file")
     parser.add_argument(
         "--samples", metavar="LIST", help="samples to show through training, such as 8,1234"
     )
@@ -83,6 +89,8 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 def _report(args: argparse.Namespace) -> int:
     from daskcurv.errors import ConfigError
     from daskcurv.files import check_writable
+    from daskcurv.storage import ResultsStore
+    from daskcurv.storage.lost import refuse_lost
 
     try:
         from daskcurv.report.figures import draw
@@ -100,6 +108,8 @@ def _report(args: argparse.Namespace) -> int:
     check_writable(args.output)
     if args.figures:
         check_writable(args.figures, directory=True, parents=True)
+    if "leave_out_missing" not in args:
+        refuse_lost(ResultsStore.open(args.store))
     dataset = select(args.store, args.start_epoch, samples)
     path = args.data_path or DEFAULTS.data_path
     images = None
@@ -140,11 +150,15 @@ def _analyze(args: argparse.Namespace) -> int:
     from daskcurv.analysis.given import read_flags, read_scores
     from daskcurv.analysis.summary import compare, summarise
     from daskcurv.errors import ExportError
-    from daskcurv.storage import open_results
+    from daskcurv.storage import ResultsStore, open_results
+    from daskcurv.storage.lost import refuse_lost
 
     if args.out.exists():
         raise ExportError(f"{args.out} exists; name another directory, or move it away")
-    dataset = open_results(args.store, incomplete="raise", chunks={})
+    as_it_is = "leave_out_missing" in args
+    if not as_it_is:
+        refuse_lost(ResultsStore.open(args.store))
+    dataset = open_results(args.store, incomplete="mask" if as_it_is else "raise", chunks={})
     last = int(dataset.epoch[-1])
     if args.start_epoch > last:
         raise ExportError(
@@ -155,7 +169,7 @@ def _analyze(args: argparse.Namespace) -> int:
     flagged = None if args.flagged is None else read_flags(args.flagged, count)
     scores = None if args.compare is None else read_scores(args.compare, count)
     log.info("%s: %d epochs, %d samples", args.store, dataset.sizes["epoch"], count)
-    summary = summarise(dataset, include_untrained=args.include_untrained)
+    summary = summarise(dataset, include_untrained="include_untrained" in args)
     _say_what_counts(summary)
     compared = compare(summary, flagged, scores)
     if flagged is not None:

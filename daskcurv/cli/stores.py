@@ -14,7 +14,7 @@ from typing import Any
 
 from daskcurv.cli.options import DEFAULTS, flag, option, verb
 from daskcurv.config import check_positive
-from daskcurv.errors import ConfigError
+from daskcurv.errors import ConfigError, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,11 @@ def _verify(args: argparse.Namespace) -> int:
     opened = ResultsStore.open(args.store)
     if mend:
         opened.refuse_if_compact()
+        if not opened.can_be_launched:
+            raise StoreError(
+                f"{opened.path} was imported, so no launch would compute again what --repair marks "
+                f"as missing. {opened.remedy}"
+            )
     with launcher_lock(args.store) if mend else nullcontext():
         store = ResultsStore.open(args.store)
         found = verify(store)
@@ -81,9 +86,9 @@ def _verify(args: argparse.Namespace) -> int:
                 log.info("marked as missing; the next launch computes and restores it")
         elif found.damage:
             log.error(
-                "make it again with daskcurv compact from the store it was made from"
-                if store.is_compact
-                else "add --repair to mark what is damaged as missing, then launch again"
+                "add --repair to mark what is damaged as missing, then launch again"
+                if store.can_be_launched
+                else store.remedy
             )
             return 1
     return int(not _has_its_origin(args)) if args.model_dir else 0

@@ -14,7 +14,9 @@ from daskcurv.errors import CheckpointError
 from daskcurv.pipeline.inputs import Inputs, sample_columns
 from daskcurv.pipeline.options import LaunchOptions
 from daskcurv.storage import ResultsStore, schema
+from daskcurv.storage.chunks import shown
 from daskcurv.storage.columns import damaged_columns, restore_columns
+from daskcurv.storage.lost import count_of, lost_files
 from daskcurv.storage.schema import DEFAULT_BLOCK_SIZE
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ def ready_store(
     store = open_existing(options, inputs)
     checkpoints = check_weights(inputs, store or base)
     if base is not None:
+        say_what_is_lost(base)
         _note_changed_checkpoints(base, checkpoints)
     if store is None:
         store = ResultsStore.create(
@@ -71,6 +74,8 @@ def ready_store(
         restore_columns(
             store, sample_columns(inputs, options), _epoch_columns(checkpoints, inputs, options)
         )
+    for row in sorted({one.row for one in lost_files(store)}):
+        store.set_epoch(row, complete=False)
     _note_changed_checkpoints(store, checkpoints)
     added = [checkpoint for checkpoint in checkpoints if checkpoint.epoch not in store.rows]
     if added:
@@ -84,7 +89,20 @@ def open_existing(options: LaunchOptions, inputs: Inputs) -> ResultsStore | None
         return None
     store = ResultsStore.open(options.store, identity=inputs.identity)
     store.refuse_if_compact()
+    say_what_is_lost(store)
     return store
+
+
+def say_what_is_lost(store: ResultsStore) -> None:
+    """Warn of blocks that were done and have lost a file; they are computed anew."""
+    if lost := lost_files(store):
+        log.warning(
+            "results store %s has lost %s that it has on record, and these blocks are to be "
+            "computed again: %s",
+            store.path,
+            count_of(lost),
+            shown(map(str, lost)),
+        )
 
 
 def check_weights(inputs: Inputs, store: ResultsStore | None) -> list[Checkpoint]:

@@ -24,6 +24,7 @@ from daskcurv.analysis.per_sample import counted
 from daskcurv.errors import ConfigError, StoreError
 from daskcurv.spread import evenly
 from daskcurv.storage import open_results
+from daskcurv.storage.attributes import identity_of
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Of the quantiles that are drawn: the median, and bands of a half and nine tenths."""
@@ -160,7 +161,7 @@ def gather(
     shown = _shown(dataset.task.values)
     drawn = dataset.isel(epoch=shown)
     starts, cohort = _cohorts_with_results(means)
-    imported = "imported" in dataset.attrs["identity"]
+    imported = "imported" in identity_of(dataset)
     split = np.full(len(cohort), -1) if imported else dataset.split.values
     counts = means.values_at if include_untrained else means.values_at - means.untrained_at
     with_results = np.flatnonzero(counts.values[shown])

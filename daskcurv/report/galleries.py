@@ -19,6 +19,7 @@ from daskcurv.errors import DataError
 from daskcurv.report.figures import class_of, describe_sample
 from daskcurv.report.findings import Findings
 from daskcurv.report.statements import of_cohorts
+from daskcurv.storage.attributes import identity_of
 
 OVERALL = 20
 PER_CLASS = 5
@@ -63,7 +64,7 @@ def images_of(dataset: xr.Dataset, path: Path) -> NDArray[np.uint8]:
         If it cannot be read, or is not the data set that the store was computed from.
     """
     cifar = read_cifar(path)
-    recorded = dataset.attrs["identity"].get("dataset", {}).get("sha256")
+    recorded = identity_of(dataset).get("dataset", {}).get("sha256")
     label = dataset.label.values
     # Of imported results the labels are known, where a class was ever active.
     fits = len(cifar) == len(label) and bool(np.all((label < 0) | (label == cifar.labels)))

@@ -18,6 +18,7 @@ from daskcurv.errors import StoreWriteError
 from daskcurv.files import write_whole
 from daskcurv.report import galleries, statements
 from daskcurv.report.findings import Findings
+from daskcurv.storage.attributes import identity_of
 
 
 def write_page(
@@ -68,7 +69,7 @@ def write_page(
         held_out=statements.held_out(findings),
         sampling_errors=statements.sampling_errors(findings),
         hollow=not bool(findings.trajectories.trained.all()),
-        probes=findings.dataset.attrs["identity"]["estimator"]["n_probes"],
+        probes=identity_of(findings.dataset)["estimator"]["n_probes"],
         overall=[] if images is None else galleries.overall(findings, images),
         classes=[] if images is None else galleries.by_class(findings, images),
         version=daskcurv.__version__,

@@ -14,6 +14,7 @@ import xarray as xr
 from daskcurv import analysis
 from daskcurv.analysis.groups import PARTS
 from daskcurv.report.findings import LEVELS, Findings
+from daskcurv.storage.attributes import identity_of
 
 NOT_KNOWN = "not known"
 _LISTED = 12
@@ -36,7 +37,7 @@ def facts(store: Path, findings: Findings) -> Rows:
     its place is no record of anything.
     """
     dataset = findings.dataset
-    identity = dataset.attrs["identity"]
+    identity = identity_of(dataset)
     complete = int(dataset.complete.sum())
     methods = sorted({text for text in map(str, dataset.method.values) if text})
     rows: Rows = [
@@ -68,7 +69,7 @@ def definition(findings: Findings) -> str:
         "of each sample's own loss L, in nats, with the step h and the images as normalised below. "
         "Compare it only with results of the same h."
     )
-    if findings.dataset.attrs["identity"]["estimator"]["method"] == "zeroth-order":
+    if identity_of(findings.dataset)["estimator"]["method"] == "zeroth-order":
         return (
             "Curvature is the mean over pairs of random directions u, v of h·|q|, q the second "
             f"difference along them that estimates vᵀ∇²L(x)u, {scale}"

@@ -150,11 +150,13 @@ def _analyze(args: argparse.Namespace) -> int:
     from daskcurv.analysis.given import read_flags, read_scores
     from daskcurv.analysis.summary import compare, summarise
     from daskcurv.errors import ExportError
+    from daskcurv.files import check_writable
     from daskcurv.storage import ResultsStore, open_results
     from daskcurv.storage.lost import refuse_lost
 
     if args.out.exists():
         raise ExportError(f"{args.out} exists; name another directory, or move it away")
+    check_writable(args.out, directory=True, parents=True)
     as_it_is = "leave_out_missing" in args
     if not as_it_is:
         refuse_lost(ResultsStore.open(args.store))

@@ -316,6 +316,13 @@ def test_flags_and_scores_are_held_against_the_results(store, tmp_path, capfd):
     assert metrics["agreement"]["cumulative_curvature"]["spearman"] == pytest.approx(expected)
 
 
+def test_an_output_that_cannot_be_written_is_refused_first(store, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("daskcurv.analysis.summary.summarise", None)
+    (tmp_path / "file").write_text("")
+    assert main(["analyze", str(store), str(tmp_path / "file" / "out")]) == 2
+    assert f"cannot write {tmp_path / 'file' / 'out'}: " in capfd.readouterr().err
+
+
 def test_an_unfinished_store_is_refused(tmp_path, capfd):
     store = make_store(tmp_path / "s.zarr", 0)
     assert main(["analyze", str(store.path), str(tmp_path / "out")]) == 2

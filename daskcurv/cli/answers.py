@@ -150,11 +150,13 @@ def _analyze(args: argparse.Namespace) -> int:
     from daskcurv.analysis.given import read_flags, read_scores
     from daskcurv.analysis.summary import compare, summarise
     from daskcurv.errors import ExportError
+    from daskcurv.files import check_writable
     from daskcurv.storage import ResultsStore, open_results
     from daskcurv.storage.lost import refuse_lost
 
     if args.out.exists():
         raise ExportError(f"{args.out} exists; name another directory, or move it away")
+    check_writable(args.out, directory=True, parents=True)
     as_it_is = "leave_out_missing" in args
     if not as_it_is:
         refuse_lost(ResultsStore.open(args.store))
@@ -169,7 +171,7 @@ def _analyze(args: argparse.Namespace) -> int:
     flagged = None if args.flagged is None else read_flags(args.flagged, count)
     scores = None if args.compare is None else read_scores(args.compare, count)
     log.info("%s: %d epochs, %d samples", args.store, dataset.sizes["epoch"], count)
-    summary = summarise(dataset, include_untrained=args.include_untrained)
+    summary = summarise(dataset, include_untrained="include_untrained" in args)
     _say_what_counts(summary)
     compared = compare(summary, flagged, scores)
     if flagged is not None:

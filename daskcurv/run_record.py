@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -27,8 +27,6 @@ WRITE_SECONDS = 2.0
 SUFFIX = ".run.json"
 
 _MESSAGES_KEPT = 10
-_HEARD_SECONDS = 120.0
-"""Workers that have not finished a block for so long, or three of the longest, are not shown."""
 
 
 class RunRecord:
@@ -39,6 +37,11 @@ class RunRecord:
     store : Path
     lock : LauncherLock, optional
         The launch's; nothing is written once another launch has it.
+
+    Attributes
+    ----------
+    connected : set of str
+        Dask's addresses of the workers that are there; others are not shown.
     """
 
     def __init__(self, store: Path, lock: LauncherLock | None = None):
@@ -58,26 +61,27 @@ class RunRecord:
             "log": None if path is None else str(path.absolute()),
             "failed": [],
         }
-        # With when they were last heard of, by the monotonic clock.
-        self._workers: dict[str, tuple[float, dict[str, Any]]] = {}
-        self._longest = 0.0
+        self.connected: Set[str] = frozenset()
+        self._workers: dict[str, dict[str, Any]] = {}
 
     def update(self, **fields: Any) -> None:
         """Take over JSON-able fields; they are written with the next `write`."""
         self._fields.update(fields)
 
-    def block_done(self, worker: str, device: str, block: str, seconds: float) -> None:
+    def block_done(
+        self, worker: str, device: str, block: str, seconds: float, address: str, job: str = ""
+    ) -> None:
         """Note that a worker finished a block, and how long it took."""
-        _, known = self._workers.get(worker, (0.0, {"blocks": 0}))
-        values = {
+        before = self._workers.get(worker, {"blocks": 0})
+        self._workers[worker] = {
             "device": device,
-            "blocks": known["blocks"] + 1,
+            "address": address,
+            "job": job or None,
+            "blocks": before["blocks"] + 1,
             "last_block": block,
             "last_seconds": seconds,
             "last_time": now(),
         }
-        self._workers[worker] = time.monotonic(), values
-        self._longest = max(self._longest, seconds)
 
     def failed(self, block: str, reason: str) -> None:
         """Note that a block was set aside."""
@@ -93,15 +97,14 @@ class RunRecord:
         self._written = time.monotonic()
         if self._lock is not None and not self._lock.held:
             return
-        silent_since = self._written - max(_HEARD_SECONDS, 3 * self._longest)
-        heard = {
+        alive = {
             worker: values
-            for worker, (when, values) in self._workers.items()
-            if when > silent_since
+            for worker, values in self._workers.items()
+            if values["address"] in self.connected
         }
         content = {
             **self._fields,
-            "devices": heard,
+            "devices": alive,
             "messages": [*self.messages.kept],
             "updated": now(),
         }

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from daskcurv.classes import active_samples
+from daskcurv.logs import counted
 from daskcurv.places import listed
 from daskcurv.run_record import read_record
 from daskcurv.storage import ResultsStore
@@ -123,7 +124,7 @@ def describe(status: dict[str, Any], now: datetime | None = None) -> str:
         ]
         part = store["samples"]["done"] / store["samples"]["of"] if store["samples"]["of"] else 1
         lines.append(f"done      {', '.join(counts)} ({part:.1%})")
-        if epochs := list(map(str, store["epochs_not_finite"])):
+        if epochs := list(map(str, store.get("epochs_not_finite", ()))):
             lines.append(
                 f"warning   results that are not finite numbers at epochs {listed(epochs)}; "
                 "daskcurv verify counts them"
@@ -146,9 +147,9 @@ def describe(status: dict[str, Any], now: datetime | None = None) -> str:
     began, updated = (datetime.fromisoformat(run[name]) for name in ("began", "updated"))
     alive = run["state"] == "running"
     span = (
-        f"since {began:%Y-%m-%d %H:%M:%S}, as of {_ago(now - updated)}"
+        f"since {began:%Y-%m-%d %H:%M:%S %z}, as of {_ago(now - updated)}"
         if alive
-        else f"from {began:%Y-%m-%d %H:%M:%S} to {updated:%Y-%m-%d %H:%M:%S}"
+        else f"from {began:%Y-%m-%d %H:%M:%S %z} to {updated:%Y-%m-%d %H:%M:%S %z}"
     )
     lines.append(f"          {span}, process {run['pid']}, {where}")
     if "blocks" in run:
@@ -156,12 +157,12 @@ def describe(status: dict[str, Any], now: datetime | None = None) -> str:
     if alive and run.get("devices"):
         lines += _devices(run["devices"])
     if run.get("failed"):
-        lines.append(f"failed    {len(run['failed'])} blocks, set aside; the last:")
+        lines.append(f"failed    {counted(len(run['failed']), 'block')}, set aside; the last:")
         lines.append("          {block}: {reason}".format(**run["failed"][-1]))
     for number, message in enumerate(run.get("messages", [])):
         time = datetime.fromisoformat(message["time"])
         label = "messages" if number == 0 else ""
-        lines.append(f"{label:<10}{time:%H:%M:%S} {message['level'].lower()}: {message['text']}")
+        lines.append(f"{label:<10}{time:%H:%M:%S %z} {message['level'].lower()}: {message['text']}")
     if run.get("log"):
         lines.append(f"log       {run['log']}")
     if alive and run.get("dashboard"):
@@ -184,7 +185,7 @@ def _progress(run: dict[str, Any], alive: bool, updated: datetime) -> list[str]:
         end = updated + timedelta(seconds=left)
         lines.append(
             f"rate      {run['samples_per_second']:,.1f} samples/s, "
-            f"{timedelta(seconds=round(left))} left, until {end:%Y-%m-%d %H:%M}"
+            f"{timedelta(seconds=round(left))} left, until {end:%Y-%m-%d %H:%M %z}"
         )
     lines.append(f"workers   {run['workers'] or 'none yet'}")
     return lines
@@ -193,8 +194,10 @@ def _progress(run: dict[str, Any], alive: bool, updated: datetime) -> list[str]:
 def _devices(devices: dict[str, dict[str, Any]]) -> list[str]:
     width = max(map(len, devices))
     return [
-        f"          {name:<{width}}  {of['device']}, {of['blocks']} blocks, the last "
-        f"({of['last_block']}) in {of['last_seconds']:.1f} s"
+        f"          {name:<{width}}  "
+        + (f"job {of['job']}, " if of.get("job") else "")
+        + f"{of['device']}, {counted(of['blocks'], 'block')}, the last ({of['last_block']}) in "
+        f"{of['last_seconds']:.1f} s"
         for name, of in sorted(devices.items())
     ]
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from daskcurv.clusters import connect as connecting
+from daskcurv.clusters.options import ClusterOptions
+from daskcurv.errors import ClusterError
 from tests.conftest import Project
 from tests.minislurm import wait_for
 from tests.test_launch import assert_ok, assert_same_results, results
@@ -74,8 +77,9 @@ def test_workers_of_several_threads_are_refused(project, tmp_path):
         ("tcp://127.0.0.1:1", "cannot connect to the Dask scheduler at tcp://127.0.0.1:1"),
     ],
 )
-def test_a_scheduler_that_cannot_be_used_is_refused(project, monkeypatch, scheduler, message):
-    run = connect(project, scheduler)
-    assert run.returncode == 2, run.stdout
-    assert message in run.stdout
-    assert "Traceback" not in run.stdout
+def test_a_scheduler_that_cannot_be_used_is_refused(monkeypatch, scheduler, message):
+    monkeypatch.setattr(connecting, "CONNECT_SECONDS", 1)
+    options = ClusterOptions(cluster="connect", scheduler=scheduler)
+    with pytest.raises(ClusterError) as refusal, connecting.connected_cluster(options):
+        pass
+    assert message in str(refusal.value)

@@ -98,6 +98,27 @@ def test_a_task_that_fails_now_and_then_is_tried_again(cluster, tmp_path):
     }
 
 
+def fail_on_one_worker(task: tuple[str, int]):
+    """Fail at once on the worker that has the first task, and take a while on the other."""
+    directory, number = task
+    bad = Path(directory) / "bad"
+    me = str(os.getpid())
+    with contextlib.suppress(FileExistsError), open(bad, "x") as file:
+        file.write(me)
+    if bad.read_text() == me:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+    time.sleep(0.05)
+    return number
+
+
+def test_a_worker_that_fails_every_task_sets_none_aside_while_there_is_another(cluster, tmp_path):
+    cluster.client.wait_for_workers(2, timeout=60)
+    tasks = [(str(tmp_path), number) for number in range(20)]
+    events = list(feed(cluster, fail_on_one_worker, tasks))
+    assert not [event for event in events if isinstance(event, SetAside)]
+    assert sorted(event.report for event in events if isinstance(event, Done)) == [*range(20)]
+
+
 def test_a_full_disk_stops_everything_at_once(cluster):
     with pytest.raises(StoreWriteError, match="disk full"):
         list(feed(cluster, fill_the_disk, range(1000)))
@@ -171,7 +192,7 @@ def test_a_worker_that_dies_while_it_starts_is_started_anew():
         mine.pop().kill()
         # Tended meanwhile, as a launcher does: its nanny may not have been done starting it.
         wait_for(lambda: cluster.tend() and worker_processes() - others, 60).pop().kill()
-        tend_until(cluster, "1 workers")
+        tend_until(cluster, "1 worker")
         tend_until(cluster, "2 workers")
 
 
@@ -191,7 +212,7 @@ def test_workers_that_never_start_are_given_up(monkeypatch):
         local_cluster(1) as cluster,
         pytest.raises(ClusterError, match="worker processes end while they start"),
     ):
-        tend_until(cluster, "1 workers")
+        tend_until(cluster, "1 worker")
 
 
 def test_a_machine_on_which_no_worker_comes_up_is_not_waited_for_for_ever(cluster, monkeypatch):
@@ -216,7 +237,7 @@ def test_a_worker_that_declines_leaves_and_another_does_its_task(tmp_path):
     with local_cluster(2) as cluster:
         tasks = [(str(tmp_path), number) for number in range(12)]
         events = list(feed(cluster, decline_at_first, tasks))
-        assert cluster.tend() == "1 workers"
+        assert cluster.tend() == "1 worker"
     done = sorted(event.report for event in events if isinstance(event, Done))
     assert done == list(range(12))
 

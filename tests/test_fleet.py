@@ -1,4 +1,4 @@
-"""When a job that ended is replaced, when a node is shunned, and when a launch gives up."""
+"""When a job that ended is replaced, when a node is excluded, and when a launch gives up."""
 
 from __future__ import annotations
 
@@ -133,16 +133,16 @@ def test_failures_to_start_are_borne_while_other_workers_work(fleet):
     fleet.joined(["node2"])
     for _ in range(100):
         judge(fleet, failure("node1"), workers=2)
-    assert fleet.hesitant
+    assert fleet.backing_off
     fleet.block_done()
-    assert not fleet.hesitant
+    assert not fleet.backing_off
 
 
 def test_jobs_are_not_tried_slowly_before_any_worker_has_joined(fleet):
     judge(fleet, *[failure("node1")] * (TRIES + 1))
-    assert not fleet.hesitant
+    assert not fleet.backing_off
     judge(fleet, End("", "REJECTED", reason="job submit limit"), waiting=1)
-    assert fleet.hesitant
+    assert fleet.backing_off
 
 
 def test_a_worker_that_joins_shows_that_the_script_works(fleet):

@@ -243,19 +243,25 @@ def test_a_run_goes_on_if_it_cannot_say_how_far_it_is(project):
     assert run.stdout.count("daskcurv status is out of date until that ends") == 1
 
 
-def test_silent_workers_are_left_out(tmp_path, monkeypatch):
+def test_workers_that_are_gone_are_left_out_at_once_and_others_stay(tmp_path, monkeypatch):
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     record = RunRecord(tmp_path / "s")
-    record.block_done("a:1", "cpu", "epoch 0 block 0", 100.0)
-    clock[0] += 250
-    record.block_done("b:1", "cpu", "epoch 0 block 1", 10.0)
-    record.write()
-    clock[0] += 100
-    record.write()
-    content = run_record.read_record(tmp_path / "s")
-    assert content is not None
-    assert content["devices"].keys() == {"b:1"}
+    record.block_done("a:1", "cpu", "epoch 0 block 0", 10.0, "tls://a:5", "17")
+    record.block_done("a:2", "cpu", "epoch 0 block 1", 10.0, "tls://a:6", "18")
+
+    def shown(*connected: str) -> dict[str, Any]:
+        record.connected = {*connected}
+        record.write()
+        content = run_record.read_record(tmp_path / "s")
+        assert content is not None
+        return {name: of["job"] for name, of in content["devices"].items()}
+
+    assert shown("tls://a:5", "tls://a:6") == {"a:1": "17", "a:2": "18"}
+    # However long its block takes.
+    clock[0] += 1e6
+    assert shown("tls://a:6", "tls://a:7") == {"a:2": "18"}
+    assert shown() == {}
 
 
 def test_the_text_of_a_run_on_a_cluster():
@@ -286,6 +292,7 @@ def test_the_text_of_a_run_on_a_cluster():
             "devices": {
                 "gpu1:9": {
                     "device": "NVIDIA H100",
+                    "job": "17",
                     "blocks": 13,
                     "last_block": "epoch 200 block 2",
                     "last_seconds": 4.25,
@@ -302,12 +309,12 @@ def test_the_text_of_a_run_on_a_cluster():
         "store     curvature.zarr\n"
         "done      1 of 21 epochs, 13 of 210 blocks, 5,000 of 20,000 samples (25.0%)\n"
         "run       running\n"
-        "          since 2026-11-02 09:00:00, as of 0:00:40 ago, process 4711, login1\n"
+        "          since 2026-11-02 09:00:00 +0100, as of 0:00:40 ago, process 4711, login1\n"
         "progress  13 of 210 blocks of this run, 3 running, 0 failed\n"
-        "rate      2.5 samples/s, 1:40:00 left, until 2026-11-02 11:10\n"
+        "rate      2.5 samples/s, 1:40:00 left, until 2026-11-02 11:10 +0100\n"
         "workers   3 of 8 workers running, 5 jobs waiting in the queue\n"
-        "          gpu1:9  NVIDIA H100, 13 blocks, the last (epoch 200 block 2) in 4.2 s\n"
-        "messages  09:10:00 warning: job 7 ended\n"
+        "          gpu1:9  job 17, NVIDIA H100, 13 blocks, the last (epoch 200 block 2) in 4.2 s\n"
+        "messages  09:10:00 +0100 warning: job 7 ended\n"
         "log       /home/me/log/launch-1.log\n"
         "dashboard ssh -L 8787:127.0.0.1:8787 login1, then http://127.0.0.1:8787/status"
     )

@@ -35,7 +35,7 @@ def allocate(
     )
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
     monkeypatch.setattr(allocation, "worker_names", lambda client: connected)
-    monkeypatch.setattr(allocation, "HESITATE_SECONDS", 0.0)
+    monkeypatch.setattr(allocation, "BACK_OFF_SECONDS", 0.0)
     started: list[Slot] = []
 
     def make(*nodes: str) -> Steps:

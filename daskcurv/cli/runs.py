@@ -122,7 +122,7 @@ def _add_cluster(parser: CommandParser) -> None:
         where,
         "workers",
         int,
-        "local worker processes (default: one per GPU, or per CPU core)",
+        "local worker processes (default: one per GPU, or per CPU core); with slurm: worker jobs",
         defaults,
     )
     option(
@@ -138,7 +138,13 @@ def _add_cluster(parser: CommandParser) -> None:
         "SLURM",
         "Defaults can be set in Dask's configuration under daskcurv.slurm; see docs/cluster.md.",
     )
-    option(slurm, "gpus", int, "number of worker jobs, with one GPU each", defaults)
+    option(
+        slurm,
+        "gpus",
+        int,
+        "number of worker jobs, with one GPU each (none with --device cpu)",
+        defaults,
+    )
     option(slurm, "partition", str, "same as for sbatch", defaults)
     option(slurm, "account", str, "same as for sbatch", defaults)
     option(slurm, "qos", str, "same as for sbatch", defaults)
@@ -146,7 +152,13 @@ def _add_cluster(parser: CommandParser) -> None:
     option(slurm, "cpus_per_gpu", int, "CPU cores per worker", defaults)
     option(slurm, "mem_per_gpu", str, "memory per worker", defaults)
     option(slurm, "constraint", str, "same as for sbatch", defaults)
-    option(slurm, "gres", str, "generic resources of each job, or none", defaults)
+    option(
+        slurm,
+        "gres",
+        str,
+        "GPUs of each job, or none (default: gpu:1; none with --device cpu)",
+        defaults,
+    )
     lines(slurm, "prologue", "shell command to run before the worker; can be repeated")
     lines(
         slurm,

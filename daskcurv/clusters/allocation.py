@@ -25,7 +25,7 @@ from distributed.deploy.spec import SpecCluster
 
 from daskcurv.clusters import slurm_commands
 from daskcurv.clusters.base import scheduler_settings, way_to_dashboard, worker_names
-from daskcurv.clusters.fleet import HESITATE_SECONDS, START_SECONDS, End, Fleet
+from daskcurv.clusters.fleet import BACK_OFF_SECONDS, START_SECONDS, End, Fleet
 from daskcurv.clusters.job_script import DEATH_TIMEOUT_SECONDS
 from daskcurv.clusters.options import ClusterOptions, check_interface
 from daskcurv.clusters.run_directory import open_credentials, run_directory
@@ -36,7 +36,7 @@ from daskcurv.logs import LOG_DIR
 
 log = logging.getLogger(__name__)
 
-_FAREWELL_SECONDS = 10.0
+_CLOSE_SECONDS = 10.0
 
 
 @dataclass
@@ -183,7 +183,7 @@ class Steps:
                     log=slot.log,
                 )
                 self._fleet.end(end, workers=len(connected), now=now)
-                slot.start_at = now + (HESITATE_SECONDS if self._fleet.hesitant else 0)
+                slot.start_at = now + (BACK_OFF_SECONDS if self._fleet.backing_off else 0)
         self._fleet.check(
             workers=len(connected),
             starting=sum(
@@ -232,7 +232,7 @@ class Steps:
         with contextlib.suppress(OSError, TimeoutError):
             self.client.retire_workers(list(self.client.nthreads()))
         for sent in (None, signal.SIGTERM, signal.SIGKILL):
-            deadline = time.monotonic() + _FAREWELL_SECONDS
+            deadline = time.monotonic() + _CLOSE_SECONDS
             for step in steps:
                 if sent is not None and step.poll() is None:
                     step.send_signal(sent)

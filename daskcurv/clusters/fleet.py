@@ -1,4 +1,4 @@
-"""When to replace a worker's job, when to shun a node, and when to give up.
+"""When to replace a worker's job, when to exclude a node, and when to give up.
 
 The launcher asks for N jobs and wants N workers, for days. A job that ends is replaced, whatever
 the reason: jobs are preempted, nodes fail, time limits pass. But a job script that can never work
@@ -33,8 +33,8 @@ alone on which nothing starts."""
 START_SECONDS = 900.0
 """A job that runs for so long without a worker is no longer taken to be starting."""
 
-HESITATE_SECONDS = 60.0
-"""What lies between two tries while a fleet is hesitant."""
+BACK_OFF_SECONDS = 60.0
+"""Time between two tries while a fleet is backing off."""
 
 UNFIT = 90
 """Exit status of a worker whose node failed the check of its device."""
@@ -85,7 +85,7 @@ class End:
         return self.state not in _NOT_ITS_FAULT
 
     @property
-    def is_farewell(self) -> bool:
+    def left_on_time(self) -> bool:
         """Whether its worker left in good order, as one does whose time is nearly up."""
         return self.joined and self.state == "COMPLETED"
 
@@ -139,7 +139,7 @@ class Fleet:
         self._without_block.clear()
 
     @property
-    def hesitant(self) -> bool:
+    def backing_off(self) -> bool:
         """Whether so much failed lately that the next job had better wait a little.
 
         Not before any worker has joined: then jobs are tried on a few nodes, one after another.
@@ -165,7 +165,7 @@ class Fleet:
         if not end.is_evidence:
             log.info("%s; it is replaced", end)
             return
-        log.log(logging.INFO if end.is_farewell else logging.WARNING, "%s", end)
+        log.log(logging.INFO if end.left_on_time else logging.WARNING, "%s", end)
         self._is_news = True
         if not self._without_worker:
             self._failing_since = now

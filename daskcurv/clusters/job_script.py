@@ -141,9 +141,9 @@ def job_settings(
             directives.append(f"--{option}={shlex.quote(value)}")
     # The last one counts, so there has to be one.
     own = [line for line in options.sbatch_extra if line.startswith("--exclude=")]
-    shunned = {line.removeprefix("--exclude=") for line in own} | excluded
-    if shunned:
-        directives.append(f"--exclude={','.join(sorted(shunned))}")
+    avoided = {line.removeprefix("--exclude=") for line in own} | excluded
+    if avoided:
+        directives.append(f"--exclude={','.join(sorted(avoided))}")
     return {
         "job_name": name,
         "cores": 1,

@@ -26,7 +26,7 @@ from distributed.core import Status
 
 from daskcurv.clusters import slurm_commands
 from daskcurv.clusters.base import scheduler_settings, way_to_dashboard, worker_names
-from daskcurv.clusters.fleet import HESITATE_SECONDS, START_SECONDS, End, Fleet
+from daskcurv.clusters.fleet import BACK_OFF_SECONDS, START_SECONDS, End, Fleet
 from daskcurv.clusters.job_script import job_settings, start_cluster, worker_log
 from daskcurv.clusters.options import ClusterOptions, check_interface
 from daskcurv.clusters.run_directory import open_credentials, record_job, run_directory
@@ -243,8 +243,8 @@ class SlurmFleet:
         wanted = self._options.gpus - len(strays)
         if len(self._cluster.worker_spec) >= wanted or now < self._submit_at or self._fleet.on_hold:
             return
-        if self._fleet.hesitant:
-            self._submit_at = now + HESITATE_SECONDS
+        if self._fleet.backing_off:
+            self._submit_at = now + BACK_OFF_SECONDS
         excluded = self._fleet.excluded(now)
         if excluded != self._excluded:
             self._excluded = excluded

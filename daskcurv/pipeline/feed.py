@@ -1,8 +1,8 @@
 """Tasks to a cluster through a bounded window.
 
 A scheduler that holds every task of a long run needs gigabytes; one that always holds a few per
-worker stays flat, and keeps every worker busy all the same. What fails is tried again, and set
-aside if it keeps failing, while the rest goes on.
+worker stays flat, and keeps every worker busy all the same. What fails is tried again, on another
+worker if there is one, and set aside if it keeps failing, while the rest goes on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import queue
 import time
 import traceback
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -61,10 +61,13 @@ class Waiting:
         How they are.
     running : int
         Tasks that they are at.
+    connected : frozenset of str
+        Dask's addresses of them.
     """
 
     workers: str
     running: int
+    connected: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -121,8 +124,10 @@ def feed(
     finished: queue.SimpleQueue[tuple[Future[Any], Any, Exception | None]] = queue.SimpleQueue()
     running: dict[Future[Any], Task] = {}
     failures: Counter[Task] = Counter()
+    failed_on: defaultdict[Task, set[str]] = defaultdict(set)
     again: deque[Task] = deque()
     remaining = iter(tasks)
+    workers: frozenset[str] = frozenset()
     window = 0
     tended = -math.inf
 
@@ -141,16 +146,22 @@ def feed(
             return None
         return again.popleft() if again else next(remaining, None)
 
+    def elsewhere(task: Task) -> dict[str, Any]:
+        # A worker whose device is broken fails within a second and asks for the next task: it
+        # would be given all three attempts at every task while others are at their first.
+        others = workers - failed_on[task] if task in failed_on else None
+        return {"workers": [*others], "allow_other_workers": True} if others else {}
+
     while True:
         if time.monotonic() - tended >= POLL_SECONDS:
-            workers = _count_workers(client)
-            window = TASKS_PER_WORKER * max(1, workers)
+            workers = _connected_workers(client)
+            window = TASKS_PER_WORKER * max(1, len(workers))
             # A worker is given one at a time; the others wait at the scheduler.
-            yield Waiting(cluster.tend(), running=min(len(running), workers))
+            yield Waiting(cluster.tend(), min(len(running), len(workers)), workers)
             tended = time.monotonic()
         while len(running) < window and (task := next_task()) is not None:
             # Keys are left to Dask but never shared: a retried task is a new one.
-            future = client.submit(function, task, pure=False)
+            future = client.submit(function, task, pure=False, **elsewhere(task))
             running[future] = task
             loop.add_callback(follow, future)
         if not running or not may_wait():
@@ -175,11 +186,18 @@ def feed(
             lines = traceback.format_exception(type(error), error, error.__traceback__)
             log.debug("on a worker:\n%s", "".join(lines))
         failures[task] += 1
+        failed_on[task].update(client.run_on_scheduler(_where_it_failed, future.key))
         if failures[task] < ATTEMPTS:
             log.warning("trying again: %s: %s", task, _reason(error))
             again.append(task)
         else:
             yield SetAside(task, _reason(error), error)
+
+
+def _where_it_failed(key: str, dask_scheduler: Scheduler) -> list[str]:
+    """Return the workers on which a task failed, on the scheduler."""
+    state = dask_scheduler.tasks.get(key)
+    return [*state.erred_on] if state is not None and state.erred_on else []
 
 
 async def _dismiss(worker: str, dask_scheduler: Scheduler) -> None:
@@ -191,10 +209,10 @@ async def _dismiss(worker: str, dask_scheduler: Scheduler) -> None:
     await dask_scheduler.remove_worker(worker, stimulus_id="daskcurv-declined", expected=True)
 
 
-def _count_workers(client: Client) -> int:
+def _connected_workers(client: Client) -> frozenset[str]:
     if client.status != "running":
         raise ClusterError("the connection to the Dask scheduler is lost; launch again to go on")
-    return len(client.nthreads())
+    return frozenset(client.nthreads())
 
 
 def _reason(error: BaseException) -> str:

@@ -240,9 +240,10 @@ class _Run:
                         f"the first {HOPELESS} blocks all failed, the last with: {reason}. Nothing "
                         "was computed; the log has details"
                     )
-            case Waiting(workers, running):
+            case Waiting(workers, running, connected):
                 progress.tick(workers, running)
                 self._record.update(running=running)
+                self._record.connected = connected
         if self._record.due:
             self._record.update(**progress.state())
             self._record.write()
@@ -274,7 +275,9 @@ class _Run:
                 report.not_finite,
                 task.samples,
             )
-        self._record.block_done(report.worker, report.device, str(task), report.seconds)
+        self._record.block_done(
+            report.worker, report.device, str(task), report.seconds, report.address, report.job
+        )
         log.debug("%s %s", task, report)
 
     def _account(self) -> None:

@@ -15,12 +15,13 @@ import os
 import socket
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from distributed import get_worker
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -135,6 +136,10 @@ class BlockReport:
         How it was computed; empty if nothing had to be.
     not_finite : int
         Samples with results that are not finite numbers.
+    address : str
+        Dask's address of the worker.
+    job : str
+        The worker's SLURM job; empty if it is in none.
     """
 
     computed: bool
@@ -145,6 +150,8 @@ class BlockReport:
     batch_size: int
     method: str = ""
     not_finite: int = 0
+    address: str = ""
+    job: str = ""
 
 
 class Worker:
@@ -331,10 +338,10 @@ def score_block(context: RunContext, task: BlockTask) -> BlockReport | Declined:
     if _worker is None or _worker.context != context:
         _worker = Worker(context)
     if _worker.out_of_time:
-        from distributed import get_worker
-
         return Declined(get_worker().address, f"{task} might outlast the time limit of its job")
-    return _worker.run(task)
+    report = _worker.run(task)
+    job = os.environ.get("SLURM_JOB_ID", "")
+    return replace(report, address=get_worker().address, job=job)
 
 
 def _name() -> str:

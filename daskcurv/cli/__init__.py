@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from daskcurv.cli import answers, exchange, runs, stores
-from daskcurv.errors import DaskcurvError
-from daskcurv.logs import log_to_console
+from daskcurv import surroundings
+
+# Before PyTorch is loaded: the libraries below it look at the environment then, and only then.
+surroundings.remove_from(os.environ)
+
+from daskcurv.cli import answers, exchange, runs, stores  # noqa: E402
+from daskcurv.errors import DaskcurvError  # noqa: E402
+from daskcurv.logs import log_to_console  # noqa: E402
 
 log = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
+from daskcurv import surroundings
 from daskcurv.clusters import open_cluster
 from daskcurv.clusters.slurm_commands import seconds_left
 from daskcurv.dataset import prepare
@@ -90,6 +91,11 @@ def launch(options: LaunchOptions) -> Outcome:
         If an input cannot be used, the store belongs to another configuration or launcher, or
         nothing more can be written.
     """
+    surroundings.remove_from(os.environ)
+    for sentence in surroundings.neutralised():
+        log.info("%s", sentence)
+    for sentence in surroundings.remaining():
+        log.warning("%s", sentence)
     inputs = gather(options)
     if options.dry_run:
         dry_run(options, inputs)

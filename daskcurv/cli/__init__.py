@@ -9,6 +9,7 @@ interrupted, and 141, as after SIGPIPE, when the reader of standard output has l
 from __future__ import annotations
 
 import logging
+import os
 import re
 import signal
 import sys
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from daskcurv import __version__
+from daskcurv import __version__, surroundings
 from daskcurv.cli.dask_settings import blamed_settings
 from daskcurv.cli.parser import CommandParser
 from daskcurv.errors import ConfigError, DaskcurvError
@@ -66,6 +67,8 @@ def _run(words: Sequence[str]) -> int:
             "Python runs with -O or PYTHONOPTIMIZE, which removes checks that this program and "
             "zarr rely on; run it without"
         )
+    # Before PyTorch is loaded: the libraries below it look at the environment then, and only then.
+    surroundings.remove_from(os.environ)
     args = build_parser().parse_args(words)
     args.words = words
     for name, value in vars(args).items():

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
+from daskcurv import surroundings
 from daskcurv.clusters import open_cluster
 from daskcurv.clusters.local import gpus_for
 from daskcurv.clusters.slurm_commands import seconds_left
@@ -102,6 +103,11 @@ def launch(options: LaunchOptions) -> Outcome:
         If an input cannot be used, the store belongs to another configuration or launcher, or
         nothing more can be written.
     """
+    surroundings.remove_from(os.environ)
+    for sentence in surroundings.neutralised():
+        log.info("%s", sentence)
+    for sentence in surroundings.remaining():
+        log.warning("%s", sentence)
     if options.cluster.cluster == "local":
         gpus_for(options.cluster.workers, options.cluster.device)
     inputs = gather(options)

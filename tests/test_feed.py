@@ -171,7 +171,7 @@ def test_a_worker_that_dies_while_it_starts_is_started_anew():
         mine.pop().kill()
         # Tended meanwhile, as a launcher does: its nanny may not have been done starting it.
         wait_for(lambda: cluster.tend() and worker_processes() - others, 60).pop().kill()
-        tend_until(cluster, "1 workers")
+        tend_until(cluster, "1 worker")
         tend_until(cluster, "2 workers")
 
 
@@ -191,7 +191,7 @@ def test_workers_that_never_start_are_given_up(monkeypatch):
         local_cluster(1) as cluster,
         pytest.raises(ClusterError, match="worker processes end while they start"),
     ):
-        tend_until(cluster, "1 workers")
+        tend_until(cluster, "1 worker")
 
 
 def test_a_machine_on_which_no_worker_comes_up_is_not_waited_for_for_ever(cluster, monkeypatch):
@@ -216,7 +216,7 @@ def test_a_worker_that_declines_leaves_and_another_does_its_task(tmp_path):
     with local_cluster(2) as cluster:
         tasks = [(str(tmp_path), number) for number in range(12)]
         events = list(feed(cluster, decline_at_first, tasks))
-        assert cluster.tend() == "1 workers"
+        assert cluster.tend() == "1 worker"
     done = sorted(event.report for event in events if isinstance(event, Done))
     assert done == list(range(12))
 

@@ -37,7 +37,8 @@ from zarr.core.metadata import ArrayV3Metadata
 
 from daskcurv.config import Identity, differences, fingerprint
 from daskcurv.errors import StoreError
-from daskcurv.files import followed, sync, whole_directory, write_whole
+from daskcurv.files import sync, whole_directory, write_whole
+from daskcurv.places import followed
 from daskcurv.storage import schema
 from daskcurv.storage.chunks import UNREADABLE, Files
 from daskcurv.storage.group import (

@@ -22,7 +22,7 @@ from daskcurv.clusters.local import gpus_for
 from daskcurv.clusters.slurm_commands import seconds_left
 from daskcurv.dataset import prepare
 from daskcurv.errors import CheckpointChangedError, ConfigError, DaskcurvError, ExportError
-from daskcurv.files import discard_drafts, place_for
+from daskcurv.files import discard_drafts
 from daskcurv.pipeline.estimate import dry_run, warn_of_full_disk
 from daskcurv.pipeline.feed import TASKS_PER_WORKER, Done, SetAside, Waiting, feed
 from daskcurv.pipeline.inputs import Inputs, gather
@@ -32,6 +32,7 @@ from daskcurv.pipeline.options import LaunchOptions
 from daskcurv.pipeline.plan import Plan, make_plan
 from daskcurv.pipeline.progress import Progress
 from daskcurv.pipeline.task import BlockReport, BlockTask, RunContext, score_block
+from daskcurv.places import place_for
 from daskcurv.run_record import RunRecord, recording
 from daskcurv.storage import ResultsStore, export_epoch, launcher_lock
 from daskcurv.storage.export import is_exported

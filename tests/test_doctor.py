@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from datetime import timedelta
 
 import numpy as np
 import pytest
 import torch
 
+from daskcurv.classes import class_order_of
 from daskcurv.cli import main
-from daskcurv.comparison import round_to_tf32, with_tf32_convolutions
+from daskcurv.comparison import Comparison, round_to_tf32, with_tf32_convolutions
+from daskcurv.dataset import read_cifar
 from daskcurv.estimators.kernels import KERNELS
 from tests.builders import make_model
 from tests.conftest import Project
@@ -78,9 +81,25 @@ def test_every_methods_error_and_speed_are_measured(doctor, project):
     assert rows["difference propagation, float32"][0] < 1e-4
     assert rows["difference propagation, bfloat16"][0] < 1e-2
     assert rows["direct, TF32 convolutions"][0] > 1e-2
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_time_for_all_epochs_is_their_samples_over_the_speed_of_all_workers(
+    doctor, project, monkeypatch, workers
+):
+    rows = [Comparison("quick", 0, 0, 0.5), Comparison("slow", 0, 0, 0.1), Comparison("old", 0, 0)]
+    monkeypatch.setattr("daskcurv.doctor.compare", lambda *arguments, **settings: rows)
+    code, output = doctor(*inputs(project), "--workers", workers)
+    assert code == 0
     # Four epochs: 4 classes of 10 at epochs 0 and 1, 8 at 2, all at 4.
-    speed = re.search(r"direct finite differences.* ([\d.]+) +(\d+):(\d\d):(\d\d)\n", output)
-    assert speed is not None
+    labels = read_cifar(project.data).labels
+    order = class_order_of(0, 10)
+    samples = sum(np.isin(labels, order[:count]).sum() for count in (4, 4, 8, 10))
+    assert f"{workers} workers" in output
+    for name, rate in (("quick", 0.5), ("slow", 0.1)):
+        left = timedelta(seconds=round(samples / (rate * workers)))
+        assert re.search(rf"^ +{name} +0e\+00 +0e\+00 +{rate:.1f} +{left}$", output, re.MULTILINE)
+    assert re.search(r"^ +old +0e\+00 +0e\+00 *$", output, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

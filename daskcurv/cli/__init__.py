@@ -17,13 +17,9 @@ from collections.abc import Sequence
 from types import FrameType
 
 from daskcurv import surroundings
-
-# Before PyTorch is loaded: the libraries below it look at the environment then, and only then.
-surroundings.remove_from(os.environ)
-
-from daskcurv.cli import answers, exchange, runs, stores  # noqa: E402
-from daskcurv.errors import DaskcurvError  # noqa: E402
-from daskcurv.logs import log_to_console  # noqa: E402
+from daskcurv.cli import answers, exchange, runs, stores
+from daskcurv.errors import DaskcurvError
+from daskcurv.logs import log_to_console
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         Exit code.
     """
+    # Before PyTorch is loaded: the libraries below it look at the environment then, and only then.
+    surroundings.remove_from(os.environ)
     words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
     args = _parser().parse_args(words)
     args.words = words

@@ -550,9 +550,8 @@ def test_a_store_below_a_directory_that_may_not_be_entered_is_refused(
     denied(project.root / "closed")
     assert dry_launch("--store", str(project.root / "closed" / "run" / "s.zarr")) == 2
     message = the_error(capsys.readouterr().err)
-    assert f"cannot write {project.root / 'closed' / 'run' / 's.zarr'}: " in message
-    assert "Permission denied" in message
-    assert "(--store)" in message
+    path = project.root / "closed" / "run" / "s.zarr"
+    assert f"results store {path} cannot be looked at: Permission denied" in message
 
 
 # The data set, nearly there

@@ -191,8 +191,9 @@ VARIABLES = {
 }
 
 SCORED = """
-import daskcurv.cli
-import os, sys, torch
+from daskcurv.cli import main
+assert main(["status", "/nowhere.zarr"]) == 2
+import os, torch
 from daskcurv import score_samples
 from tests.builders import make_model
 torch.set_num_threads(1)

@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         Exit code.
     """
+    # Before PyTorch is loaded: the libraries below it look at the environment then, and only then.
+    surroundings.remove_from(os.environ)
     words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
     with standard_streams(stream_lost), _signals():
         log_to_console()
@@ -67,8 +69,6 @@ def _run(words: Sequence[str]) -> int:
             "Python runs with -O or PYTHONOPTIMIZE, which removes checks that this program and "
             "zarr rely on; run it without"
         )
-    # Before PyTorch is loaded: the libraries below it look at the environment then, and only then.
-    surroundings.remove_from(os.environ)
     args = build_parser().parse_args(words)
     args.words = words
     for name, value in vars(args).items():

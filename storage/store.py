@@ -246,11 +246,11 @@ class ResultsStore:
         names = [variable.name for variable in schema.PER_SAMPLE]
         if self.is_compact:
             names += [schema.by_sample(name) for name in names]
-        path, epochs = self.path.absolute(), tuple(self.epochs)
+        epochs = tuple(self.epochs)
         working = not self.is_compact
         return {
             name: Files(
-                path,
+                self.root,
                 self.array(name),
                 epochs,
                 working,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from daskcurv.places import check_writable
 from tests.conftest import mounted
 
 
-def refusal(target: Path, **kind: bool) -> str:
+def refusal(target: Path, **kind: Any) -> str:
     with pytest.raises(StoreWriteError) as caught:
         check_writable(target, **kind)
     return str(caught.value)

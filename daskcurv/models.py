@@ -53,8 +53,8 @@ class ModelSpec:
         standard = cls()
         stem, head = state_dict.get("conv1.weight"), state_dict.get("fc.weight")
         return cls(
-            num_classes=standard.num_classes if head is None or not head.ndim else head.shape[0],
-            width=standard.width if stem is None or not stem.ndim else stem.shape[0],
+            num_classes=_rows(head, standard.num_classes),
+            width=_rows(stem, standard.width),
             norm="batch" if "bn1.weight" in state_dict or stem is None else "identity",
         )
 
@@ -130,6 +130,11 @@ class ResNet18(nn.Module):
             x = getattr(self, f"layer{stage + 1}")(x)
         logits: Tensor = self.fc(torch.flatten(self.output_pool(x), 1))
         return logits
+
+
+def _rows(weight: Tensor | None, default: int) -> int:
+    """Return a weight's first dimension, or the default if there is none to speak of."""
+    return weight.shape[0] if weight is not None and weight.ndim and weight.numel() else default
 
 
 def _norm(norm: str, channels: int) -> nn.Module:

@@ -96,6 +96,13 @@ def test_spec_is_recognised_from_a_state_dict(width, num_classes, norm):
     ModelSpec.infer(state).build().load_state_dict(state, strict=True)
 
 
+@pytest.mark.parametrize("stem", [torch.zeros(()), torch.zeros(0, 3, 3, 3)])
+@pytest.mark.parametrize("head", [torch.zeros(()), torch.zeros(0, 512)])
+def test_shapes_that_no_network_has_leave_the_standard_to_be_compared_with(stem, head):
+    state = {"conv1.weight": stem, "fc.weight": head, "bn1.weight": torch.zeros(64)}
+    assert ModelSpec.infer(state) == ModelSpec()
+
+
 def test_standard_spec_is_recognised(standard):
     assert ModelSpec.infer(standard.state_dict()) == ModelSpec()
 

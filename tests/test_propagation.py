@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from daskcurv import SampleScores, score_samples
 from daskcurv.dataset import DIRECTORY, normalise, read_cifar
 from daskcurv.demo import make_dataset
+from daskcurv.estimators.difference_propagation import _split
 from daskcurv.models import ModelSpec
 from tests.builders import TINY, make_model
 from tests.oracles import assert_scores, referee
@@ -287,6 +288,15 @@ def test_a_sample_does_not_depend_on_its_neighbours(digits, precision):
     )
     tolerance = 1e-2 if precision == "bfloat16" else 1e-4
     assert np.median(np.abs(larger.curvature / together.curvature - 1)) <= tolerance
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 10, 11])
+@pytest.mark.parametrize("probes", [range(1), range(3, 10), range(10)])
+def test_probes_that_go_together_are_all_probes_once_and_no_more_than_fit(probes, most):
+    parts = _split(probes, most)
+    assert [k for part in parts for k in part] == list(probes)
+    assert max(map(len, parts)) <= most
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 # Every rule at its edge: exact zeros, ties, borders, biases. With a step that is a power of two, a

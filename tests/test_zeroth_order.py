@@ -73,3 +73,33 @@ def test_what_needs_gradients_is_not_a_number_and_the_rest_agrees(network, sampl
 def test_an_odd_number_of_probes_is_refused(network, samples):
     with pytest.raises(ConfigError, match="n_probes is 3; zeroth-order takes probes in pairs"):
         score_samples(network, *samples, method="zeroth-order", n_probes=3)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 2.5}, {"classes": [2, 0, 3]}, {"seed": 7}])
+def test_every_setting_of_the_loss_has_a_part_in_it(network, samples, settings):
+    """Against the four losses of its definition, each written out from the logits."""
+    images = samples[0]
+    labels, h = torch.tensor([0, 2, 3, 0, 2]), 1e-2
+    found = score_samples(
+        network, images, labels, method="zeroth-order", h=h, n_probes=4, **settings
+    )
+    network.double()
+    classes = settings.get("classes", [0, 1, 2, 3])
+
+    def losses(points: torch.Tensor) -> np.ndarray:
+        with torch.no_grad():
+            logits = network(points)[:, classes].numpy() / settings.get("temperature", 1.0)
+        exponentials = np.exp(logits)
+        chosen = [classes.index(label) for label in labels.tolist()]
+        return np.asarray(-np.log(exponentials[range(N), chosen] / exponentials.sum(axis=1)))
+
+    probes = rademacher_probes(np.arange(N), SHAPE, 4, settings.get("seed", 0))
+    sizes = []
+    for k in (0, 2):
+        v, u = (h * torch.from_numpy(probes[:, i]).double() for i in (k, k + 1))
+        corners = losses(images + v + u) - losses(images + v - u)
+        corners += losses(images - v - u) - losses(images - v + u)
+        sizes.append(np.abs(corners) / (4 * h))
+    np.testing.assert_allclose(found.curvature, np.mean(sizes, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(found.curvature_sq, np.mean(np.square(sizes), axis=0), rtol=1e-6)
+    np.testing.assert_allclose(found.loss, losses(images), rtol=1e-9)

@@ -20,7 +20,9 @@ import torch
 
 from daskcurv.classes import Schedule
 from daskcurv.cli import main
+from daskcurv.clusters.local import local_cluster
 from daskcurv.config import EstimatorConfig
+from daskcurv.errors import ClusterError
 from daskcurv.pipeline.inputs import gather, sample_columns
 from daskcurv.pipeline.options import LaunchOptions
 from daskcurv.storage import ResultsStore, schema
@@ -738,6 +740,47 @@ def test_the_working_directory_is_no_store(project, monkeypatch, capsys):
 
 
 # Launches that are not dry
+
+
+@pytest.mark.parametrize(
+    ("gpus", "arguments", "expected"),
+    [
+        ([], ["--device", "cuda"], "no GPU is visible"),
+        (["0"], ["--workers", "2"], "workers is 2, but 1 GPU(s) are visible"),
+    ],
+)
+def test_devices_that_are_not_there_are_refused_before_anything_is_made(
+    project, monkeypatch, capsys, gpus, arguments, expected
+):
+    monkeypatch.chdir(project.root)
+    monkeypatch.setattr("daskcurv.clusters.local.visible_gpus", lambda: gpus)
+    before = contents(project.root)
+    assert main(["launch", *project.launch_arguments(*arguments)]) == 2
+    assert expected in the_error(capsys.readouterr().err)
+    assert contents(project.root) == before
+
+
+def test_places_for_results_that_cannot_be_made_are_refused_before_anything_is_made(
+    project, monkeypatch, capsys
+):
+    monkeypatch.chdir(project.root)
+    (project.root / "file").write_text("precious")
+    before = contents(project.root)
+    for option in ("--store", "--save_base_dir"):
+        place = project.root / "file" / "results"
+        assert main(["launch", *project.launch_arguments(option, str(place))]) == 2
+        message = the_error(capsys.readouterr().err)
+        assert f"{project.root / 'file'} is not a directory; choose another {option}" in message
+        assert contents(project.root) == before
+
+
+def test_a_directory_for_temporary_files_without_space_ends_in_one_message(monkeypatch):
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/scratch/tmp")
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", full)
+    with pytest.raises(ClusterError, match=r"No space left on device: .*TMPDIR"):
+        local_cluster(workers=1, device="cpu").__enter__()
 
 
 def test_a_store_that_cannot_be_written_ends_in_one_message(project):

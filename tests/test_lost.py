@@ -53,8 +53,8 @@ def test_a_block_that_lost_a_file_is_shown_as_missing_in_every_variable(
     assert (found.prediction.values[lost] == -1).all()
     for variable in (*schema.PROBE_MEANS, "curvature_stderr", "loss", "grad_norm"):
         assert np.isnan(found[variable].values[lost]).all()
-    for variable in found.data_vars:
-        np.testing.assert_array_equal(found[variable].values[~lost], before[variable].values[~lost])
+    for key, values in found.data_vars.items():
+        np.testing.assert_array_equal(values.values[~lost], before[key].values[~lost])
     warnings = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
     assert len(warnings) == 1
     assert f"epoch 200 block 1: {name}" in warnings[0]

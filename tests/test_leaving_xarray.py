@@ -77,7 +77,8 @@ def test_selections_are_written_and_put_together_again(results, path, tmp_path):
 
 
 def loss_of(results: xr.Dataset, epoch: int) -> list[float]:
-    return results.loss.sel(epoch=epoch).values.tolist()
+    values: list[float] = results.loss.sel(epoch=epoch).values.tolist()
+    return values
 
 
 def test_other_processes_read_from_it(path):

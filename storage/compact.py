@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from daskcurv.errors import StoreError
-from daskcurv.files import discard_drafts, whole_directory
+from daskcurv.files import check_writable, discard_drafts, whole_directory
 from daskcurv.storage import schema
 from daskcurv.storage.checks import checked_epoch
 from daskcurv.storage.group import consolidate, writing
@@ -68,6 +68,7 @@ def compact(source: ResultsStore, out: Path) -> None:
         raise StoreError(f"{source.path} was made by compact already; copy it as it is")
     if out.exists():
         raise StoreError(f"{out} exists; name another directory, or move it away")
+    check_writable(out, directory=True, parents=True)
     _refuse_unfinished(source)
     with writing(f"compact store {out}"):
         out.absolute().parent.mkdir(parents=True, exist_ok=True)

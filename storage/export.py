@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from daskcurv.config import check_positive
 from daskcurv.errors import ConfigError, ExportError, StoreWriteError
-from daskcurv.files import whole_directory
+from daskcurv.files import check_writable, whole_directory
 from daskcurv.storage import schema
 from daskcurv.storage.lost import refuse_lost, refuse_lost_blocks
 from daskcurv.storage.store import ResultsStore
@@ -117,6 +117,7 @@ def export_epochs(
     wanted = finished_epochs(store, epochs)
     for epoch in wanted:
         is_exported(store, out, epoch)
+    check_writable(out, directory=True, parents=True)
     for epoch in wanted:
         export_epoch(store, out, epoch, **options)
         yield epoch

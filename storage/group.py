@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.storage import LocalStore
 
 from daskcurv.errors import StoreError, StoreWriteError
 from daskcurv.places import followed
 from daskcurv.storage import schema
-from daskcurv.storage.lock import INSIDE
+
+log = logging.getLogger(__name__)
+
+_MEMBER = re.compile("[a-z][a-z0-9_]*")
+_HARMLESS = re.compile(
+    r"\..*|.*~|Thumbs\.db|[Dd]esktop\.ini|lost\+found|@eaDir|.*conflicted copy.*"
+)
+"""What file managers, editors, file systems and synchronisers leave in any directory."""
 
 CODECS = (ZstdCodec(level=3), Crc32cCodec())
 """Without the checksum, most flipped bits pass through zstd unnoticed."""
@@ -108,11 +117,34 @@ def open_group(path: Path) -> zarr.Group:
 def consolidate(path: Path) -> None:
     """Write one ``zarr.json`` that describes a group and all of its arrays."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=f"Object at {re.escape(INSIDE)}")
         # zarr warns that other implementations may not read consolidated v3 metadata; they fall
         # back to the arrays' own metadata, which says the same.
         warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
-        zarr.consolidate_metadata(path)
+        zarr.consolidate_metadata(_Members(path))
+    if strange := strangers(path):
+        log.warning("%s holds what is not the store's; left alone: %s", path, ", ".join(strange))
+
+
+class _Members(LocalStore):
+    """A directory in which other programs have left files, of which Zarr would warn one by one.
+
+    A copy of an array under another name ("curvature (conflicted copy)") would become a variable.
+    """
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        async for name in super().list_dir(prefix):
+            if name == "zarr.json" or _is_member(self.root / prefix / name):
+                yield name
+
+
+def _is_member(path: Path) -> bool:
+    return bool(_MEMBER.fullmatch(path.name)) and (path / "zarr.json").exists()
+
+
+def strangers(path: Path) -> list[str]:
+    """Return the names in a store's directory that are neither its own nor known to be harmless."""
+    names = sorted(entry.name for entry in path.iterdir() if not _is_member(entry))
+    return [name for name in names if name != "zarr.json" and not _HARMLESS.fullmatch(name)]
 
 
 @contextmanager

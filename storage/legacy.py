@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from daskcurv.config import check_positive
 from daskcurv.errors import StoreError
-from daskcurv.files import discard_drafts, whole_directory
+from daskcurv.files import check_writable, discard_drafts, whole_directory
 from daskcurv.storage import schema
 from daskcurv.storage.export import GRADIENT_POWERS, IMPORTED_METADATA
 from daskcurv.storage.group import consolidate, writing
@@ -61,6 +61,7 @@ def import_tree(tree_path: Path, path: Path, multiply_by: int = 1) -> ResultsSto
     check_positive(multiply_by=multiply_by)
     if path.exists():
         raise StoreError(f"{path} exists; name another path for the results store")
+    check_writable(path, directory=True, parents=True)
     tree = read_tree(tree_path)
     if multiply_by & (multiply_by - 1):
         log.warning(

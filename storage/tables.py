@@ -13,7 +13,7 @@ from pyarrow import csv, parquet
 from tqdm import tqdm
 
 from daskcurv.errors import ConfigError, ExportError, StoreWriteError
-from daskcurv.files import whole_directory, whole_file
+from daskcurv.files import check_writable, whole_directory, whole_file
 from daskcurv.storage import schema
 from daskcurv.storage.export import finished_epochs
 from daskcurv.storage.reader import standard_error
@@ -50,7 +50,7 @@ def export_table(
     out: Path,
     epochs: Iterable[int] | None = None,
     *,
-    format: str = "parquet",
+    format: str | None = None,
     by_epoch: bool = False,
 ) -> None:
     """Export finished epochs, one at a time.
@@ -65,7 +65,8 @@ def export_table(
         File to write, or with `by_epoch` directory for ``epoch_0200.parquet`` …; must not exist.
     epochs : iterable of int, optional
         By default every epoch of the store.
-    format : {"parquet", "csv"}
+    format : {"parquet", "csv"}, optional
+        By default what the suffix of `out` says, and Parquet if it has none.
     by_epoch : bool
         A file for each epoch.
 
@@ -76,11 +77,11 @@ def export_table(
     StoreWriteError
         If there is no space, or no permission; nothing is left of `out` then.
     """
-    if format not in FORMATS:
-        raise ConfigError(f"format is {format!r}; expected one of {FORMATS}")
+    format = _format(out, format, by_epoch)
     wanted = finished_epochs(store, epochs)
     if out.exists():
         raise ExportError(f"{out} exists; name another path, or move it away")
+    check_writable(out, directory=by_epoch, parents=True)
     labels = store.read("label")
     progress = tqdm(wanted, desc="exporting", unit=" epochs", disable=None)
     try:
@@ -104,6 +105,22 @@ def export_table(
             f"cannot export to {out}: {error.strerror or error}. The results store is not "
             "affected; free space or permissions, then export again"
         ) from error
+
+
+def _format(out: Path, format: str | None, by_epoch: bool) -> str:
+    """Return the format of a table, which its file's name does not contradict."""
+    if format is not None and format not in FORMATS:
+        raise ConfigError(f"format is {format!r}; expected one of {FORMATS}")
+    suffix = out.suffix.removeprefix(".").lower()
+    if by_epoch or not suffix:
+        return format or "parquet"
+    if format is None and suffix not in FORMATS:
+        raise ConfigError(
+            f"{out} ends in .{suffix}, which is no format; expected .parquet or .csv, or --format"
+        )
+    if format is not None and suffix in FORMATS and suffix != format:
+        raise ConfigError(f"{out} ends in .{suffix} and the format is {format}; change one of them")
+    return format or suffix
 
 
 def _writer(file: BinaryIO, format: str) -> Any:

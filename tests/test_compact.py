@@ -127,7 +127,7 @@ def test_damage_of_a_compact_store_is_not_repaired_but_said(made, capfd):
     assert main(["verify", str(made.path)]) == 1
     output = capfd.readouterr().err
     assert "by_sample/loss, places 0 to 4" in output
-    assert "make it again with daskcurv compact" in output
+    assert "Make it again with daskcurv compact" in output
     assert main(["verify", str(made.path), "--repair"]) == 2
     assert "was made by compact" in capfd.readouterr().err
 

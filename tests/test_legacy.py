@@ -96,7 +96,16 @@ def test_what_was_imported_can_be_asked_like_any_results(tree, path):
     results = open_results(path, incomplete="raise")
     assert results.epoch.values.tolist() == [*ACTIVE_CLASSES]
     np.testing.assert_array_equal(results.label, LABELS)
-    np.testing.assert_array_equal(results.class_position, np.argsort(ORDER)[LABELS])
+    # ORDER is 3, 1, 4, 0, 2, which is not its own inverse: class 0 comes at place 3, class 1 at 1.
+    places = {0: 3, 1: 1, 2: 4, 3: 0, 4: 2}
+    assert results.class_position.values.tolist() == [places[label] for label in LABELS.tolist()]
+    first = {3: 0, 1: 0, 4: 200, 0: 200, 2: 1000}
+    assert results.first_epoch_active.values.tolist() == [first[label] for label in LABELS.tolist()]
+    assert results.sample.values.tolist() == list(range(N))
+    assert results.split.values.tolist() == [0] * N
+    assert results.complete.values.tolist() == [True] * 3
+    assert results.compute_seconds.values.tolist() == [12.5] * 3
+    assert results.method.values.tolist() == ["imported"] * 3
     assert results.task.values.tolist() == [0, 1, 2]
     assert results.num_active_classes.values.tolist() == [2, 4, 5]
     assert results.num_workers.values.tolist() == [4, 4, 4]
@@ -104,6 +113,8 @@ def test_what_was_imported_can_be_asked_like_any_results(tree, path):
     for epoch in ACTIVE_CLASSES:
         values = results.sel(epoch=epoch)
         np.testing.assert_array_equal(values.curvature, epoch_values(epoch)["curvature"])
+        eig = epoch_values(epoch)["directional_eig"]
+        np.testing.assert_array_equal(values.directional_eig, eig)
         np.testing.assert_array_equal(values.status == 1, active(epoch))
         assert np.isnan(values.loss).all()
         assert np.isnan(values.curvature_stderr).all()

@@ -775,6 +775,24 @@ def test_the_standard_error_is_that_of_the_mean_over_probes(tmp_path):
     assert found.attrs["units"] == store_units("curvature")
 
 
+def test_a_pair_of_probes_of_the_zeroth_order_method_is_one_draw(tmp_path):
+    estimator = {"method": "zeroth-order", "h": 0.001, "n_probes": 10}
+    store = make_store(tmp_path / "s.zarr", 0, identity={**IDENTITY, "estimator": estimator})
+    fill_row(store, 0)
+    values = {
+        "curvature": np.full(N, 3.0, np.float32),
+        "curvature_sq": np.full(N, 25.0, np.float32),
+    }
+    for block in range(store.num_blocks):
+        part = slice(*store.bounds(block))
+        block_of = {**block_values(store, block), **{n: v[part] for n, v in values.items()}}
+        store.write_block(0, block, block_of)
+    found = open_results(store.path).curvature_stderr
+    # 5 draws with variance 25 - 9 = 16: the square root of 16 / (5 - 1).
+    assert (found == 2).all()
+    assert "from 5 draws" in found.attrs["long_name"]
+
+
 def store_units(name: str) -> str:
     return str(next(v.attrs["units"] for v in schema.MEASURES if v.name == name))
 

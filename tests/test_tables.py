@@ -15,7 +15,7 @@ from daskcurv.storage import ResultsStore, open_results
 from daskcurv.storage.compact import compact
 from daskcurv.storage.tables import export_table
 from tests.conftest import enlarge, mounted
-from tests.test_store import epoch_columns, fill_row, finish, make_store
+from tests.test_store import block_values, epoch_columns, fill_row, finish, make_store
 
 FORMATS = ("parquet", "csv")
 
@@ -115,6 +115,42 @@ def test_epochs_are_chosen_and_unfinished_ones_refused(store, tmp_path, capfd):
     assert_says_the_same(read(tmp_path / "t.csv"), store.path, [200])
     assert main([*arguments, "--epochs", "200"]) == 2
     assert "t.csv exists" in capfd.readouterr().err
+
+
+def test_the_name_of_the_file_decides_its_format(finished, tmp_path, capfd):
+    assert main(["export", str(finished.path), str(tmp_path / "r.csv")]) == 0
+    assert (tmp_path / "r.csv").read_text().startswith('"epoch","sample","label"')
+    assert main(["export", str(finished.path), str(tmp_path / "r.parquet")]) == 0
+    assert parquet.read_table(tmp_path / "r.parquet").num_rows
+    for name, options in (("r.xlsx", []), ("s.csv", ["--format", "parquet"])):
+        capfd.readouterr()
+        assert main(["export", str(finished.path), str(tmp_path / name), *options]) == 2
+        assert f"{name} ends in {Path(name).suffix}" in capfd.readouterr().err
+        assert not (tmp_path / name).exists()
+
+
+def test_every_column_has_the_store_s_numbers_at_each_row(finished, tmp_path):
+    export_table(finished, tmp_path / "t.csv")
+    lines = [line.split(",") for line in (tmp_path / "t.csv").read_text().splitlines()]
+    rows = {(int(row[0]), int(row[1])): row for row in lines[1:]}
+    names = [name.strip('"') for name in lines[0]]
+    for position, epoch in enumerate((200, 0)):
+        active = np.arange(11) % 5 * 100 <= epoch
+        for block in range(3):
+            written = block_values(finished, block, position, active)
+            for place in np.flatnonzero(written["status"] == 1).tolist():
+                sample = 4 * block + place
+                row = dict(zip(names, rows.pop((epoch, sample)), strict=True))
+                assert int(row["label"]) == sample % 5
+                assert int(row["prediction"]) == written["prediction"][place]
+                for name in ("curvature", "directional_eig", "loss", "grad_norm"):
+                    assert np.float32(row[name]) == written[name][place], name
+                mean, square = (
+                    float(written[name][place]) for name in ("curvature", "curvature_sq")
+                )
+                error = np.sqrt(max(square - mean**2, 0) / 9)
+                assert float(row["curvature_stderr"]) == pytest.approx(error, rel=1e-5)
+    assert not rows
 
 
 def test_a_format_that_is_unknown_is_refused(finished, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from daskcurv.cli import main
@@ -14,6 +15,7 @@ from daskcurv.storage.verify import repair, verify
 from tests.conftest import Project
 from tests.damage import KINDS, campaign, contents, same
 from tests.test_store import (
+    PER_SAMPLE,
     block_values,
     chunk,
     epoch_columns,
@@ -48,6 +50,21 @@ def test_a_block_in_the_place_of_another_is_named(store):
     found = verify(store).damage
     assert [damage.where for damage in found] == ["epoch 0 block 1", "epoch 200 block 1"]
     assert {damage.what for damage in found} == {"loss is not what was written there"}
+
+
+@pytest.mark.parametrize("other", [(0, 1), (1, 0)], ids=["of its epoch", "of another epoch"])
+def test_whole_blocks_that_changed_places_with_their_digests_are_noticed(tmp_path, other):
+    store = make_store(tmp_path / "s.zarr", 0, 200)
+    for row in (0, 1):
+        fill_row(store, row, np.ones(11, bool))
+    for name in (*PER_SAMPLE, schema.DIGEST.name):
+        here, there = store.chunk_path(name, 0, 0), store.chunk_path(name, *other)
+        content = here.read_bytes()
+        here.write_bytes(there.read_bytes())
+        there.write_bytes(content)
+    damaged = {(one.row, one.block): one.what for one in verify(store).damage}
+    assert damaged.keys() >= {(0, 0), other}
+    assert "curvature is not what was written there" in damaged[0, 0]
 
 
 def test_values_of_samples_that_are_not_active_are_noticed(store):

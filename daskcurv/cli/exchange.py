@@ -68,7 +68,9 @@ def _add_tables(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", type=Path, help="results store")
     parser.add_argument("out", type=Path, help="file to write; must not exist")
     parser.add_argument(
-        "--format", choices=("parquet", "csv"), default="parquet", help="default: %(default)s"
+        "--format",
+        choices=("parquet", "csv"),
+        help="default: what the file's name ends in, or parquet",
     )
     _add_epochs(parser)
     flag(parser, "by_epoch", "write a directory with a file for each epoch")

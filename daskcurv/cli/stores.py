@@ -49,6 +49,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 def _verify(args: argparse.Namespace) -> int:
     from daskcurv.storage import ResultsStore, launcher_lock
     from daskcurv.storage.finite import told
+    from daskcurv.storage.group import strangers
     from daskcurv.storage.verify import repair, verify
 
     check_positive(recompute=args.recompute)
@@ -85,6 +86,8 @@ def _verify(args: argparse.Namespace) -> int:
                 sum(found.not_finite.values()),
                 told(found.not_finite),
             )
+        if strange := strangers(args.store):
+            log.info("not the store's, and not looked at: %s", ", ".join(strange))
         if mend:
             repair(store, found.damage)
             if beyond := [one for one in found.damage if not one.can_be_repaired]:

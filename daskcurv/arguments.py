@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from daskcurv.errors import ConfigError
+from daskcurv.estimators.tracing import first_line
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -94,3 +96,29 @@ def integers_of(name: str, values: ArrayLike | Tensor, length: int) -> Tensor:
             f"integer, 0 or more, for each of the {length} images"
         )
     return tensor.to(torch.int64)
+
+
+def private_copy(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Return a copy in eval mode, on a device and in a dtype, whose parameters are frozen."""
+    try:
+        with torch.inference_mode(False):
+            private = copy.deepcopy(model).to(device, dtype).eval().requires_grad_(False)
+    except (RuntimeError, ValueError, TypeError) as error:
+        # What is not initialised or was computed from parameters cannot be copied.
+        raise ConfigError(
+            f"{type(model).__name__} cannot be copied to {device}: {first_line(error)}"
+        ) from error
+    if device.type == "cuda":
+        enable_gradients_of_recurrent_layers(private)
+    return private
+
+
+def enable_gradients_of_recurrent_layers(model: nn.Module) -> None:
+    """Put recurrent layers into training mode, without dropout, which changes no value.
+
+    cuDNN has no gradient for them in eval mode.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module.dropout = 0.0
+            module.train()

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from daskcurv import surroundings
 from daskcurv.checkpoints import check_all, read_state_dict
 from daskcurv.classes import active_samples
 from daskcurv.clusters.local import available_cores, visible_gpus
@@ -27,6 +28,7 @@ from daskcurv.dataset import normalise
 from daskcurv.errors import DaskcurvError
 from daskcurv.estimators.auto import has_fast_bfloat16
 from daskcurv.estimators.kernels import KERNELS
+from daskcurv.estimators.precision import lowered_precision
 from daskcurv.pipeline.estimate import (
     Size,
     copy_size,
@@ -87,10 +89,11 @@ def examine(options: LaunchOptions, inputs_named: bool) -> bool:
     report = _Report()
     _software(report)
     device = _devices(report)
+    exact = _arithmetic(report, device)
     _cluster(report)
     inputs = _inputs(report, options, inputs_named)
     _disk(report, options, inputs)
-    if inputs is not None:
+    if inputs is not None and exact:
         _methods(report, options, inputs, device)
     print(f"\n{_verdict(report, inputs)}")
     return not report.failed
@@ -148,6 +151,20 @@ def _devices(report: _Report) -> torch.device:
     else:
         report.note(f"no fast bfloat16 on this {device.type}: differences would be float32")
     return device
+
+
+def _arithmetic(report: _Report, device: torch.device) -> bool:
+    """Report what decides a precision from outside; return whether float32 is float32."""
+    for sentence in (*surroundings.neutralised(), *surroundings.remaining()):
+        report.note(sentence)
+    if lowered := lowered_precision(device):
+        report.fail(
+            f"float32 {lowered} on this {device.type} are computed in a lower precision; look for "
+            f"what says so to the libraries below PyTorch ({surroundings.suspects()})"
+        )
+        return False
+    report.ok(f"products in float32 are float32 on this {device.type}")
+    return True
 
 
 def _driver() -> str:

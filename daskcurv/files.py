@@ -11,65 +11,15 @@ import os
 import re
 import shutil
 import stat
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from daskcurv.errors import ConfigError, StoreWriteError
+from daskcurv.places import followed, place_for
 
 _REMOVAL_SECONDS = 5.0
-_MOST_LINKS = 40
-
-
-def names_of(path: Path) -> list[Path]:
-    """Return the absolute names under which a path is reached: as spelled, then link by link.
-
-    Only links that are the last part of a name are followed. Those above it lead to the same
-    directory whatever it is called, and an automounted directory can have another name on each
-    machine.
-
-    Raises
-    ------
-    ConfigError
-        If links lead in a circle.
-    """
-    names = [path.absolute()]
-    while True:
-        last = names[-1]
-        try:
-            target = Path(os.path.realpath(last)) if last.name == ".." else last.readlink()
-        except OSError:  # no link, or nothing there
-            return names
-        names.append(last.parent / target)
-        if len(names) > _MOST_LINKS:
-            raise ConfigError(f"{path} is a link that leads in a circle; name another path")
-
-
-def followed(path: Path) -> Path:
-    """Return the absolute path of what a path names, which need not exist; see `names_of`."""
-    return names_of(path)[-1]
-
-
-def place_for(path: Path) -> Path:
-    """Return where something is to be made: where `path` leads, if it is a link.
-
-    Raises
-    ------
-    ConfigError
-        If it is a link into a directory that does not exist. Such a directory is not created, as it
-        would be for a path without links: the file system it is on may not be mounted.
-    """
-    names = names_of(path)
-    # Unlike `is_dir`, also where one may not enter.
-    if len(names) > 1 and not os.access(names[-1].parent / ".", os.F_OK):
-        raise ConfigError(
-            f"{path} is a link to {names[-1]}, but {names[-1].parent} is not a directory that can "
-            "be entered; create that, or correct the link"
-        )
-    return names[-1]
 
 
 @contextmanager
@@ -165,45 +115,6 @@ def write_whole(target: Path, content: bytes) -> None:
     """Write a file that is whole or as it was before."""
     with whole_file(target) as building:
         building.write_bytes(content)
-
-
-def check_writable(target: Path, *, directory: bool = False, parents: bool = False) -> None:
-    """Check that something can be written, before hours are spent on what is to be written.
-
-    Parameters
-    ----------
-    target : Path
-        A file, which may exist and would be replaced.
-    directory : bool
-        `target` is a directory to fill, which may exist.
-    parents : bool
-        Missing parents of `target` will be created.
-
-    Raises
-    ------
-    StoreWriteError
-        If the place does not exist, or nothing can be written there.
-    """
-    if problem := _why_not_writable(target, directory, parents):
-        raise StoreWriteError(f"cannot write {target}: {problem}; name another place")
-
-
-def _why_not_writable(target: Path, directory: bool, parents: bool) -> str | None:
-    try:
-        target = place_for(target)
-        if target.exists() and target.is_dir() != directory:
-            return "it is not a directory" if directory else "it is a directory"
-        place = target if directory and target.exists() else target.parent
-        while parents and not place.exists():
-            place = place.parent
-        if not place.is_dir():
-            return f"{place} {'is not a directory' if place.exists() else 'does not exist'}"
-        # The permission bits do not tell of read-only or full file systems.
-        with tempfile.TemporaryFile(dir=place) as file:
-            file.write(b"0")
-    except OSError as error:
-        return error.strerror or str(error)
-    return None
 
 
 def sync(path: Path) -> None:

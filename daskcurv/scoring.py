@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 import warnings
@@ -22,6 +21,7 @@ from daskcurv.arguments import (
     device_of,
     images_of,
     integers_of,
+    private_copy,
 )
 from daskcurv.config import EstimatorConfig, check_positive
 from daskcurv.errors import ConfigError
@@ -106,7 +106,7 @@ class Scorer:
         self._dtype = dtype
         # PyTorch says so on a backward pass in a thread that has not used the GPU, and sees to it.
         warnings.filterwarnings("ignore", "Attempting to run cuBLAS")
-        self._model = _private_copy(model, self.device, dtype)
+        self._model = private_copy(model, self.device, dtype)
         if dtype == torch.float32 and (lowered := lowered_precision(self.device)):
             raise ConfigError(
                 f"float32 {lowered} on this {self.device.type} are not computed in float32, and a "
@@ -287,32 +287,6 @@ class Scorer:
 
 
 _FIELDS = fields(SampleScores)
-
-
-def _private_copy(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Return a copy in eval mode, on a device and in a dtype, whose parameters are frozen."""
-    try:
-        with torch.inference_mode(False):
-            private = copy.deepcopy(model).to(device, dtype).eval().requires_grad_(False)
-    except (RuntimeError, ValueError, TypeError) as error:
-        # What is not initialised or was computed from parameters cannot be copied.
-        raise ConfigError(
-            f"{type(model).__name__} cannot be copied to {device}: {first_line(error)}"
-        ) from error
-    if device.type == "cuda":
-        enable_gradients_of_recurrent_layers(private)
-    return private
-
-
-def enable_gradients_of_recurrent_layers(model: nn.Module) -> None:
-    """Put recurrent layers into training mode, without dropout, which changes no value.
-
-    cuDNN has no gradient for them in eval mode.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.RNNBase):
-            module.dropout = 0.0
-            module.train()
 
 
 def _gather(parts: list[Measures], name: str) -> NDArray[Any]:

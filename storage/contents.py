@@ -19,7 +19,7 @@ from zarr.core.metadata import ArrayV3Metadata
 
 from daskcurv.config import Identity
 from daskcurv.errors import StoreError
-from daskcurv.files import followed
+from daskcurv.places import followed
 from daskcurv.storage import schema
 from daskcurv.storage.chunks import UNREADABLE, Files
 from daskcurv.storage.group import array_of, open_group

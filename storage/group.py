@@ -13,7 +13,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from daskcurv.errors import StoreError, StoreWriteError
-from daskcurv.files import followed
+from daskcurv.places import followed
 from daskcurv.storage import schema
 from daskcurv.storage.lock import INSIDE
 

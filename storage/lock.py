@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from daskcurv.errors import StoreError, StoreWriteError
-from daskcurv.files import followed, names_of, place_for
+from daskcurv.places import followed, names_of, place_for
 
 log = logging.getLogger(__name__)
 

@@ -39,11 +39,17 @@ def write_cifar(
 
 
 def make_model(spec: ModelSpec = TINY, seed: int = 0) -> torch.nn.Module:
-    """Return a network whose batch norms have other statistics and weights than initial ones."""
+    """Return a network in which no weight, bias or statistic is an initial one.
+
+    Initially, and after brief training, all biases of convolutions are 0 and those of norms too.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = spec.build()
         for module in model.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                assert module.bias is not None
+                torch.nn.init.normal_(module.bias, 0, 0.2)
             if isinstance(module, torch.nn.BatchNorm2d):
                 assert module.running_mean is not None
                 assert module.running_var is not None

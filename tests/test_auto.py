@@ -19,6 +19,7 @@ from daskcurv.estimators import auto, kernels
 from daskcurv.estimators.difference_propagation import DifferencePropagation
 from daskcurv.estimators.kernels import Kernels
 from daskcurv.estimators.layers import Rectifier
+from daskcurv.estimators.network import Network
 from daskcurv.scoring import Scorer
 from tests.builders import make_model
 from tests.conftest import Project
@@ -132,6 +133,26 @@ def test_a_wrong_rule_fails_the_self_check(messages, monkeypatch, samples):
     assert "in the self-check on 5 samples they differ by" in messages.text
     direct = score_samples(model, *samples, n_probes=2, method="finite-difference")
     np.testing.assert_array_equal(found.curvature, direct.curvature)
+
+
+@pytest.mark.parametrize(("factor", "accepted"), [(1.3, True), (1.7, False), (0.4, False)])
+def test_a_rule_that_is_wrong_for_one_sample_of_eight_fails_the_self_check(
+    messages, monkeypatch, samples, factor, accepted
+):
+    """By half: the median of the others would not tell, and single kinks decide a few per cent."""
+    images, labels = torch.cat([samples[0], -samples[0]])[:8], torch.arange(8)
+    right = Network.backward
+
+    def wrong(self: Network, gamma: Tensor) -> Tensor:
+        result = right(self, gamma)
+        result.unflatten(0, (-1, 8))[:, 3] *= factor
+        return result
+
+    monkeypatch.setattr(Network, "backward", wrong)
+    scorer = Scorer(make_model(), EstimatorConfig(n_probes=2, precision="float32"))
+    scorer.choose_method(images, labels, torch.arange(8))
+    assert scorer.method.startswith("difference-propagation" if accepted else "finite-difference")
+    assert ("in the self-check on 8 samples they differ by" in messages.text) is not accepted
 
 
 def test_the_method_is_chosen_by_the_samples_given(monkeypatch, samples):

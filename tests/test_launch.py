@@ -31,6 +31,7 @@ from daskcurv.pipeline.task import BlockTask, RunContext, Worker
 from daskcurv.storage import ResultsStore
 from tests.builders import TINY, make_model, write_checkpoints, write_cifar
 from tests.conftest import Project
+from tests.oracles import referee
 
 MEASURES = ("curvature", "curvature_sq", "directional_eig", "loss", "grad_norm", "prediction")
 DOCUMENTED_FILES = {
@@ -280,6 +281,18 @@ def test_options_change_what_is_documented_to_change(project):
     active = dataset.status.sel(epoch=2).values == 1
     np.testing.assert_array_equal(active, np.isin(dataset.label.values, order[:4]))
     assert np.isin(dataset.prediction.sel(epoch=2).values[active], order[:4]).all()
+    cifar = read_cifar(project.data)
+    ids = np.flatnonzero(active)
+    sample = normalise(cifar.images[ids]), torch.from_numpy(cifar.labels[ids])
+    classes = order[:4].tolist()
+    expected = referee(
+        make_model(seed=1002), *sample, n_probes=2, classes=classes, ids=ids.tolist()
+    )
+    row = dataset.sel(epoch=2, sample=active)
+    np.testing.assert_allclose(row.loss, expected["loss"], rtol=1e-4)
+    np.testing.assert_allclose(row.grad_norm, expected["grad_norm"], rtol=1e-3)
+    for name in ("curvature", "curvature_sq"):
+        assert np.median(np.abs(row[name].values / expected[name] - 1)) < 2e-2
 
 
 def test_a_dry_run_creates_nothing(project):

@@ -13,16 +13,9 @@ import pytest
 from daskcurv.checkpoints import Checkpoint
 from daskcurv.cli import main
 from daskcurv.errors import ConfigError
-from daskcurv.files import (
-    discard_drafts,
-    followed,
-    names_of,
-    place_for,
-    whole_directory,
-    whole_file,
-    write_whole,
-)
+from daskcurv.files import discard_drafts, whole_directory, whole_file, write_whole
 from daskcurv.pipeline.plan import Plan
+from daskcurv.places import followed, names_of, place_for
 from daskcurv.storage import ResultsStore
 from tests.test_store import make_store
 

@@ -79,8 +79,9 @@ def split(net: Any, h: Tensor) -> Tensor:
 
 
 def dictionary(net: Any, h: Tensor) -> Tensor:
-    parts = {"h": torch.relu(h), "pair": [h, (h, {"deep": h.unbind(1)[0]})]}
-    return parts["h"] + parts["pair"][1][1]["deep"].reshape(-1, 1)  # type: ignore[index]
+    parts: dict[str, Any] = {"h": torch.relu(h), "pair": [h, (h, {"deep": h.unbind(1)[0]})]}
+    result: Tensor = parts["h"] + parts["pair"][1][1]["deep"].reshape(-1, 1)
+    return result
 
 
 def keyword(net: Any, h: Tensor) -> Tensor:
@@ -148,7 +149,8 @@ def slope_of_the_input(net: Any, h: Tensor) -> Tensor:
 
 def into_a_buffer(net: Any, h: Tensor) -> Tensor:
     net.state = h.mean(0)
-    return torch.relu(h) * net.state
+    result: Tensor = torch.relu(h) * net.state
+    return result
 
 
 MIDDLES = [
@@ -252,7 +254,7 @@ def with_hook(model: nn.Module) -> None:
 def with_replaced_forward(model: nn.Module) -> None:
     layer = model.get_submodule("2")
     # Of its arguments a copy of the network has copies.
-    layer.forward = partial(doubled, layer)  # type: ignore[method-assign]
+    layer.forward = partial(doubled, layer)
 
 
 def with_backward_hook(model: nn.Module) -> None:

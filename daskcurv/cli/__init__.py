@@ -9,6 +9,7 @@ interrupted, and 141, as after SIGPIPE, when the reader of standard output has l
 from __future__ import annotations
 
 import logging
+import os
 import re
 import signal
 import sys
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from daskcurv import __version__
+from daskcurv import __version__, surroundings
 from daskcurv.cli.dask_settings import blamed_settings
 from daskcurv.cli.parser import CommandParser
 from daskcurv.errors import ConfigError, DaskcurvError
@@ -54,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         Exit code.
     """
+    # Before PyTorch is loaded: the libraries below it look at the environment then, and only then.
+    surroundings.remove_from(os.environ)
     words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
     with standard_streams(stream_lost), _signals():
         log_to_console()

@@ -88,7 +88,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 def _report(args: argparse.Namespace) -> int:
     from daskcurv.errors import ConfigError
-    from daskcurv.files import check_writable
+    from daskcurv.places import check_writable
     from daskcurv.storage import ResultsStore
     from daskcurv.storage.lost import refuse_lost
 
@@ -150,7 +150,7 @@ def _analyze(args: argparse.Namespace) -> int:
     from daskcurv.analysis.given import read_flags, read_scores
     from daskcurv.analysis.summary import compare, summarise
     from daskcurv.errors import ExportError
-    from daskcurv.files import check_writable
+    from daskcurv.places import check_writable
     from daskcurv.storage import ResultsStore, open_results
     from daskcurv.storage.lost import refuse_lost
 

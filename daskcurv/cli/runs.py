@@ -344,7 +344,7 @@ def _print_or_submit(options: LaunchOptions, args: argparse.Namespace) -> int:
 
         script = job_script(options.cluster)
     else:
-        raise ConfigError("--print_job_script needs --cluster slurm or --submit")
+        raise ConfigError("--print_job_script is for --cluster slurm, or --submit")
     if "print_job_script" in args:
         print(script, end="")
         return 0

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 
 import dask
 
+from daskcurv import surroundings
 from daskcurv.clusters import slurm_commands
 from daskcurv.clusters.environment import DEADLINE, WORKER_ENVIRONMENT, WORKER_JOB
 from daskcurv.clusters.fleet import UNFIT
@@ -43,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--slot", type=int)
     args, rest = parser.parse_known_args(argv)
     log_to_stderr()
+    # A node can set what the launcher's does not. The working process has yet to be started.
+    surroundings.remove_from(os.environ)
     if args.slot is not None:
         take_slot(args.slot)
     log.info("worker for %s on %s", args.device, platform.node())

@@ -164,7 +164,7 @@ def lowered_precision(device: torch.device) -> str:
     """
     value = 1 + 2.0**-12  # 1 in any format with fewer than 12 bits
     with true_float32(device):
-        images = torch.full((1, 32, 8, 8), value, device=device, requires_grad=True)
+        images = torch.full((2, 32, 8, 8), value, device=device, requires_grad=True)
         output = torch.conv2d(images, torch.full((32, 32, 3, 3), value, device=device))
         (back,) = torch.autograd.grad(output, images, torch.full_like(output, value))
         product = torch.full((64, 512), value, device=device).matmul(

@@ -18,11 +18,10 @@ from daskcurv.classes import held_out_split
 from daskcurv.config import EstimatorConfig, Identity
 from daskcurv.errors import CheckpointError, ConfigError, DataError, StoreError
 from daskcurv.estimators import get_estimator, settle
-from daskcurv.files import place_for
 from daskcurv.models import ModelSpec
 from daskcurv.pipeline.class_order import find_class_order
 from daskcurv.pipeline.options import LaunchOptions, parse_epochs
-from daskcurv.places import check_can_be_made
+from daskcurv.places import check_writable, exists, place_for
 from daskcurv.probes import GENERATOR
 from daskcurv.storage import ResultsStore
 
@@ -106,11 +105,12 @@ def gather(options: LaunchOptions) -> Inputs:
 def _check_places(options: LaunchOptions) -> None:
     """Refuse places for results that cannot be made."""
     # The lock, the workers' copy of the data and the record of the run lie beside the store.
-    beside = place_for(options.store).parent
-    check_can_be_made(beside, f"results store {options.store}", "--store")
+    store = place_for(options.store)
+    place = store.parent if exists(store, "results store") else store
+    check_writable(place, directory=True, parents=True, option="--store")
     if options.export:
-        tree = place_for(options.save_base_dir)
-        check_can_be_made(tree, f"export {tree}", "--save_base_dir, or add --no_export")
+        tree = options.save_base_dir
+        check_writable(tree, directory=True, parents=True, option="--save_base_dir")
 
 
 def settled_estimator(

@@ -16,12 +16,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
+from daskcurv import surroundings
 from daskcurv.clusters import open_cluster
 from daskcurv.clusters.local import gpus_for
 from daskcurv.clusters.slurm_commands import seconds_left
 from daskcurv.dataset import prepare
 from daskcurv.errors import CheckpointChangedError, ConfigError, DaskcurvError, ExportError
-from daskcurv.files import discard_drafts, place_for
+from daskcurv.files import discard_drafts
 from daskcurv.pipeline.estimate import dry_run, warn_of_full_disk
 from daskcurv.pipeline.feed import TASKS_PER_WORKER, Done, SetAside, Waiting, feed
 from daskcurv.pipeline.inputs import Inputs, gather
@@ -31,6 +32,7 @@ from daskcurv.pipeline.options import LaunchOptions
 from daskcurv.pipeline.plan import Plan, make_plan
 from daskcurv.pipeline.progress import Progress
 from daskcurv.pipeline.task import BlockReport, BlockTask, RunContext, score_block
+from daskcurv.places import place_for
 from daskcurv.run_record import RunRecord, recording
 from daskcurv.storage import ResultsStore, export_epoch, launcher_lock
 from daskcurv.storage.export import is_exported
@@ -102,6 +104,11 @@ def launch(options: LaunchOptions) -> Outcome:
         If an input cannot be used, the store belongs to another configuration or launcher, or
         nothing more can be written.
     """
+    surroundings.remove_from(os.environ)
+    for sentence in surroundings.neutralised():
+        log.info("%s", sentence)
+    for sentence in surroundings.remaining():
+        log.warning("%s", sentence)
     if options.cluster.cluster == "local":
         gpus_for(options.cluster.workers, options.cluster.device)
     inputs = gather(options)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from daskcurv.config import Identity, fingerprint
 from daskcurv.errors import StoreError, StoreWriteError
-from daskcurv.files import followed
+from daskcurv.places import followed
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.lock import LauncherLock, beside
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from daskcurv.errors import StoreWriteError
-from daskcurv.files import check_writable
+from daskcurv.places import check_writable
 from tests.conftest import mounted
 
 

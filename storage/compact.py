@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from daskcurv.errors import StoreError
-from daskcurv.files import check_writable, discard_drafts, whole_directory
+from daskcurv.files import discard_drafts, whole_directory
+from daskcurv.places import check_writable
 from daskcurv.storage import schema
 from daskcurv.storage.checks import checked_epoch
 from daskcurv.storage.group import consolidate, writing

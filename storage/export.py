@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from daskcurv.config import check_positive
 from daskcurv.errors import ConfigError, ExportError, StoreWriteError
-from daskcurv.files import check_writable, whole_directory
+from daskcurv.files import whole_directory
+from daskcurv.places import check_writable
 from daskcurv.storage import schema
 from daskcurv.storage.lost import refuse_lost, refuse_lost_blocks
 from daskcurv.storage.store import ResultsStore

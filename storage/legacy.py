@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from daskcurv.config import check_positive
 from daskcurv.errors import StoreError
-from daskcurv.files import check_writable, discard_drafts, whole_directory
+from daskcurv.files import discard_drafts, whole_directory
+from daskcurv.places import check_writable
 from daskcurv.storage import schema
 from daskcurv.storage.export import GRADIENT_POWERS, IMPORTED_METADATA
 from daskcurv.storage.group import consolidate, writing

@@ -13,7 +13,8 @@ from pyarrow import csv, parquet
 from tqdm import tqdm
 
 from daskcurv.errors import ConfigError, ExportError, StoreWriteError
-from daskcurv.files import check_writable, whole_directory, whole_file
+from daskcurv.files import whole_directory, whole_file
+from daskcurv.places import check_writable
 from daskcurv.storage import schema
 from daskcurv.storage.export import finished_epochs
 from daskcurv.storage.reader import standard_error

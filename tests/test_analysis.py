@@ -358,6 +358,16 @@ def test_changes_are_from_the_last_weights_before_new_classes_to_the_first_after
     assert np.isnan(found.sel(cohort=[1, 2], boundary=400)).all()
 
 
+def test_changes_are_over_the_samples_that_count_at_both_epochs(chunks):
+    data = results()
+    old = int(np.flatnonzero(data.first_epoch_active == 0)[0])
+    data.curvature[2, old] = 1000
+    data.status[3, old] = MISSING
+    found = boundary_changes(shaped(data, chunks), "curvature").sel(cohort=0, boundary=400)
+    assert float(found) == pytest.approx(change_by_definition(data, 0, 400, 600))
+    assert abs(float(found)) < 2
+
+
 def test_changes_name_the_epochs_that_the_store_has():
     data = results().isel(epoch=[0, 1, 4, 6])
     found = boundary_changes(data, "curvature")

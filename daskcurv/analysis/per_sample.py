@@ -24,6 +24,9 @@ from daskcurv.storage import schema
 
 NORMS = ("squared", "plain")
 
+_SORTED_AT_ONCE = 2**22
+"""Values, by each thread."""
+
 
 def counted(dataset: xr.Dataset, include_untrained: bool = False) -> xr.DataArray:
     """Return which epochs count for which samples.
@@ -169,7 +172,9 @@ def median_over_active_epochs(
     counts = counted(dataset, include_untrained)
     values = dataset[name].where(counts, np.inf)
     if values.chunks is not None:
-        values = values.chunk({"epoch": -1, "sample": "auto"})
+        values = values.chunk(
+            {"epoch": -1, "sample": max(1, _SORTED_AT_ONCE // counts.sizes["epoch"])}
+        )
     median = xr.apply_ufunc(
         _median_of_first,
         values,

@@ -77,13 +77,16 @@ def summarise(dataset: xr.Dataset, *, include_untrained: bool = False) -> xr.Dat
         total = "csl" if name == "loss" else f"cumulative_{name}"
         lazy[total] = per_sample.cumulative(dataset, name, **choice)
         lazy[f"mean_{name}"] = per_sample.mean_over_active_epochs(dataset, name, **choice)
-        lazy[f"median_{name}"] = per_sample.median_over_active_epochs(dataset, name, **choice)
         lazy[f"{name}_by_class"] = groups.by_class(dataset, name, **choice)
         lazy[f"{name}_by_cohort"] = groups.by_cohort(dataset, name, **choice)
         lazy[f"{name}_by_split"] = groups.by_split(dataset, name, **choice)
         lazy[f"{name}_change"] = groups.boundary_changes(dataset, name)
     predicted = (dataset.prediction >= 0).any()
     summary = xr.Dataset({**lazy, _PREDICTED: predicted}).compute()
+    for name in _MEASURES:
+        # One at a time: each takes a whole variable in memory.
+        median = per_sample.median_over_active_epochs(dataset, name, **choice)
+        summary[f"median_{name}"] = median.compute()
     if not summary[_PREDICTED]:
         # Of results that were imported without predictions, they would say: never learned.
         summary = summary.drop_vars(["forgetting_events", "ever_learned"])

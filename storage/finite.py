@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from daskcurv.files import write_whole
 from daskcurv.storage import schema
 from daskcurv.storage.export import DOCUMENTED
-from daskcurv.storage.group import writing
 from daskcurv.storage.store import ResultsStore
 
 EPOCHS_NOT_FINITE = "epochs_not_finite"
@@ -64,7 +63,7 @@ def noted_epochs(store: ResultsStore) -> list[int]:
 
 def note_epochs(store: ResultsStore, epochs: Iterable[int]) -> None:
     """Put on record which epochs have results that are not finite; only the launcher does."""
-    with writing(f"results store {store.path}"):
+    with store.changing():
         path = store.path / "zarr.json"
         metadata = json.loads(path.read_bytes())
         metadata["attributes"].pop(EPOCHS_NOT_FINITE, None)

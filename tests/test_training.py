@@ -13,6 +13,7 @@ from daskcurv import demo, training
 from daskcurv.classes import Schedule
 from daskcurv.cli import main
 from daskcurv.models import ModelSpec
+from daskcurv.pipeline.launch import Outcome
 from daskcurv.training import STATE, TrainingRun, train
 from tests.builders import write_cifar
 
@@ -145,3 +146,21 @@ def test_a_demo_without_a_package_ends_before_it_begins(package, tmp_path, monke
     assert f"No module named {package!r}" in message
     assert "pip install 'daskcurv[demo]'" in message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_demo_found_is_printed_and_in_its_log(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("check_packages", "make_dataset", "train"):
+        monkeypatch.setattr(demo, name, lambda directory: None)
+    monkeypatch.setattr(demo, "launch", lambda options: Outcome())
+    monkeypatch.setattr(demo, "report", lambda directory, options: print("72 labels were flipped"))
+    try:
+        assert main(["launch", "--demo", "demo"]) == 0
+    finally:
+        for handler in logging.getLogger("daskcurv").handlers[:]:
+            if isinstance(handler, logging.FileHandler):
+                logging.getLogger("daskcurv").removeHandler(handler)
+                handler.close()
+    assert capsys.readouterr().out == "72 labels were flipped\n"
+    (log,) = (tmp_path / "demo" / "log").iterdir()
+    assert "72 labels were flipped" in log.read_text()

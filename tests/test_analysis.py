@@ -61,6 +61,30 @@ def test_auroc_counts_pairs_also_with_infinite_scores():
     assert auroc(scores, flagged) == pytest.approx(np.mean(pairs))
 
 
+def test_auroc_within_groups_counts_the_pairs_of_the_same_group():
+    generator = np.random.default_rng(5)
+    groups = generator.integers(-1, 4, 80)
+    flagged = generator.random(80) < 0.3
+    flagged[groups == 3] = True  # a group without pairs
+    # Between groups the scores differ far more than within, and the other way round.
+    scores = np.round(generator.normal(size=80) + flagged - 10.0 * groups, 1)
+    scores[::17] = np.nan
+    higher = [
+        float(scores[i] > scores[j]) + (scores[i] == scores[j]) / 2
+        for i in np.flatnonzero(flagged & ~np.isnan(scores))
+        for j in np.flatnonzero(~flagged & ~np.isnan(scores))
+        if groups[i] == groups[j] >= 0
+    ]
+    area = auroc(scores, flagged, groups)
+    assert area == pytest.approx(np.mean(higher), abs=1e-12)
+    low, high = auroc_interval(scores, flagged, groups)
+    assert low < area < high
+    # The same shift of all samples of a group changes nothing.
+    assert auroc_interval(scores + 100 * groups, flagged, groups) == pytest.approx((low, high))
+    assert auroc(scores, flagged, np.zeros(80, int)) == auroc(scores, flagged)
+    assert math.isnan(auroc([1.0, 2.0], [True, False], [0, 1]))
+
+
 def test_auroc_leaves_out_samples_without_a_score():
     scores = np.array([0.1, np.nan, 0.4, 0.4, np.nan, 0.9])
     flagged = np.array([0, 1, 1, 0, 0, 1])
@@ -435,6 +459,18 @@ def test_the_interval_holds_the_true_area_about_as_often_as_it_says():
         # Of normal scores with means 1 apart, the true area is Φ(1/√2).
         scores = generator.normal(size=120) + flagged
         low, high = auroc_interval(scores, flagged, level=0.9, draws=200, seed=trial)
+        hits += low <= norm.cdf(1 / np.sqrt(2)) <= high
+    assert 0.83 <= hits / 200 <= 0.96
+
+
+def test_the_interval_within_groups_holds_the_true_area_about_as_often_as_it_says():
+    hits = 0
+    groups = np.arange(160) % 2
+    for trial in range(200):
+        generator = np.random.default_rng(trial)
+        flagged = np.arange(160) < 40
+        scores = generator.normal(size=160) + flagged + 5 * groups
+        low, high = auroc_interval(scores, flagged, groups, level=0.9, draws=200, seed=trial)
         hits += low <= norm.cdf(1 / np.sqrt(2)) <= high
     assert 0.83 <= hits / 200 <= 0.96
 

@@ -300,7 +300,7 @@ def test_flags_and_scores_are_held_against_the_results(store, tmp_path, capfd):
     assert main(["analyze", str(store), str(tmp_path / "out"), *arguments]) == 0
     said = capfd.readouterr().err
     assert "flagged.npy flags 3 of 11 samples; 2 of these have results" in said
-    assert "csl finds flagged samples: AUROC" in said
+    assert "csl finds flagged samples: AUROC within cohorts" in said
     assert "csl agrees with" in said
     assert "on 8 samples: Spearman within cohorts" in said
     metrics = json.loads((tmp_path / "out" / f"metrics_{NAME}.json").read_text())
@@ -310,10 +310,28 @@ def test_flags_and_scores_are_held_against_the_results(store, tmp_path, capfd):
     assert metrics["auroc"]["csl"]["area"] == pytest.approx(area)
     low, high = metrics["auroc"]["csl"]["interval"]
     assert low <= area <= high
+    assert metrics["auroc"]["csl"]["within_cohorts"]["area"] is None  # no pair of one cohort
     assert metrics["agreement"]["csl"]["samples"] == 8  # one is never active
     scores = np.where(np.arange(11) < 9, np.arange(11) + 0.5, np.nan)
     expected = compare(summary, scores=scores)["agreement"]["cumulative_curvature"]["spearman"]
     assert metrics["agreement"]["cumulative_curvature"]["spearman"] == pytest.approx(expected)
+
+
+def test_flagged_samples_are_compared_with_those_of_their_cohort(store):
+    summary = summarise(open_results(store))
+    values, cohort = summary.csl.values, summary.first_epoch_active.values
+    flagged = np.arange(11) % 3 == 0
+    known = summary.active_epochs.values > 0
+    wins = [
+        float(values[i] > values[j]) + (values[i] == values[j]) / 2
+        for i in np.flatnonzero(flagged & known)
+        for j in np.flatnonzero(~flagged & known)
+        if cohort[i] == cohort[j]
+    ]
+    found = compare(summary, flagged)["auroc"]["csl"]["within_cohorts"]
+    assert len(wins) > 3
+    assert found["area"] == pytest.approx(np.mean(wins))
+    assert found["interval"][0] <= found["area"] <= found["interval"][1]
 
 
 def test_an_output_that_cannot_be_written_is_refused_first(store, tmp_path, capfd, monkeypatch):

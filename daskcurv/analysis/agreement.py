@@ -12,7 +12,7 @@ from daskcurv.config import check_positive
 from daskcurv.errors import ConfigError
 
 
-def auroc(scores: ArrayLike, flagged: ArrayLike) -> float:
+def auroc(scores: ArrayLike, flagged: ArrayLike, groups: ArrayLike | None = None) -> float:
     """Return the area under the ROC curve.
 
     It is the probability that a flagged sample scores higher than one that is not, ties counting
@@ -23,20 +23,38 @@ def auroc(scores: ArrayLike, flagged: ArrayLike) -> float:
     scores : array_like of float, shape (N,)
         Samples whose score is NaN are left out.
     flagged : array_like of bool, shape (N,)
+    groups : array_like of int, shape (N,), optional
+        Only samples of the same group are compared, each such pair counting once; samples of a
+        negative group are left out. By default all samples are compared with each other, where
+        differences between groups, such as sums over unlike numbers of epochs, count as well.
 
     Returns
     -------
     float
-        NaN if all samples or none are flagged.
+        NaN if no flagged sample can be compared with one that is not.
     """
+    above, pairs = 0.0, 0
+    for values, marks in _by_group(scores, flagged, groups):
+        positives = int(marks.sum())
+        rank_sum = float(_ranks(values)[marks].sum())
+        above += rank_sum - positives * (positives + 1) / 2
+        pairs += positives * (len(marks) - positives)
+    return above / pairs if pairs else float("nan")
+
+
+def _by_group(
+    scores: ArrayLike, flagged: ArrayLike, groups: ArrayLike | None
+) -> list[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
+    """Return the scores and flags of each group that has samples of both kinds."""
     values, marks = np.asarray(scores, dtype=np.float64), np.asarray(flagged, dtype=bool)
-    known = ~np.isnan(values)
-    values, marks = values[known], marks[known]
-    positives, negatives = int(marks.sum()), int((~marks).sum())
-    if not positives or not negatives:
-        return float("nan")
-    rank_sum = float(_ranks(values)[marks].sum())
-    return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
+    labels = np.zeros(len(values), int) if groups is None else np.asarray(groups)
+    known = ~np.isnan(values) & (labels >= 0)
+    found = []
+    for label in np.unique(labels[known]):
+        member = known & (labels == label)
+        if 0 < marks[member].sum() < member.sum():
+            found.append((values[member], marks[member]))
+    return found
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -50,6 +68,7 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def auroc_interval(
     scores: ArrayLike,
     flagged: ArrayLike,
+    groups: ArrayLike | None = None,
     level: float = 0.95,
     draws: int = 1000,
     seed: int = 0,
@@ -57,13 +76,15 @@ def auroc_interval(
     """Return a bootstrap interval for the area under the ROC curve.
 
     The percentile interval of Efron & Tibshirani, "An Introduction to the Bootstrap" (1993):
-    flagged samples and the others are drawn again with replacement, each on their own.
+    the flagged samples of each group, and its others, are drawn again with replacement.
 
     Parameters
     ----------
     scores : array_like of float, shape (N,)
         Samples whose score is NaN are left out.
     flagged : array_like of bool, shape (N,)
+    groups : array_like of int, shape (N,), optional
+        As for `auroc`.
     level : float
         The part of the draws that lie inside.
     draws : int
@@ -72,29 +93,28 @@ def auroc_interval(
     Returns
     -------
     low, high : float
-        NaN if all samples or none are flagged.
+        NaN if no flagged sample can be compared with one that is not.
     """
     check_positive(draws=draws)
     if not 0 < level < 1:
         raise ConfigError(f"level is {level!r}; expected a number between 0 and 1")
-    values, marks = np.asarray(scores, dtype=np.float64), np.asarray(flagged, dtype=bool)
-    ranks = _ranks(values[~np.isnan(values)])
-    marks = marks[~np.isnan(values)]
-    positives, negatives = int(marks.sum()), int((~marks).sum())
-    if not positives or not negatives:
-        return float("nan"), float("nan")
-    # How often each distinct value is drawn is all that counts.
-    levels, inverse = np.unique(ranks, return_inverse=True)
-    shares = [
-        np.bincount(inverse[kind], minlength=len(levels)) / kind.sum() for kind in (marks, ~marks)
-    ]
     generator = np.random.default_rng(seed)
-    areas = np.empty(draws)
-    for draw in range(draws):
-        above = generator.multinomial(positives, shares[0]) / positives
-        below = generator.multinomial(negatives, shares[1]) / negatives
-        areas[draw] = above @ (np.cumsum(below) - below / 2)
-    low, high = np.quantile(areas, [(1 - level) / 2, (1 + level) / 2])
+    above, pairs = np.zeros(draws), 0
+    for values, marks in _by_group(scores, flagged, groups):
+        # How often each distinct value is drawn is all that counts.
+        _, inverse = np.unique(values, return_inverse=True)
+        counts = [
+            np.bincount(inverse[kind], minlength=inverse.max() + 1) for kind in (marks, ~marks)
+        ]
+        positives, negatives = (int(count.sum()) for count in counts)
+        for draw in range(draws):
+            drawn = generator.multinomial(positives, counts[0] / positives)
+            others = generator.multinomial(negatives, counts[1] / negatives)
+            above[draw] += drawn @ (np.cumsum(others) - others / 2)
+        pairs += positives * negatives
+    if not pairs:
+        return float("nan"), float("nan")
+    low, high = np.quantile(above / pairs, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -132,6 +132,7 @@ def compare(
     -------
     dict
         JSON-able: for each of `ranked`, under ``auroc`` the area with its 95 % bootstrap interval,
+        for all samples together and, ``within_cohorts``, for pairs of samples of the same cohort;
         and under ``agreement`` what `daskcurv.analysis.agreement` gives for all samples together,
         and, ``within_cohorts``, Spearman's correlation of each cohort and of cohorts combined, with
         95 % intervals.
@@ -152,10 +153,15 @@ def compare(
             )
         found["flagged"] = int(flagged.sum())
         found["flagged_with_results"] = int((flagged & known).sum())
+        cohort = summary.first_epoch_active
         found["auroc"] = {
             name: {
                 "area": auroc(values, flagged),
                 "interval": auroc_interval(values, flagged),
+                "within_cohorts": {
+                    "area": auroc(values, flagged, cohort),
+                    "interval": auroc_interval(values, flagged, cohort),
+                },
             }
             for name, values in ranked(summary).items()
         }

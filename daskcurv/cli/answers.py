@@ -184,8 +184,11 @@ def _analyze(args: argparse.Namespace) -> int:
         )
     for name, found in compared.get("auroc", {}).items():
         log.info(
-            "%s finds flagged samples: AUROC %.3f (%.3f to %.3f)",
+            "%s finds flagged samples: AUROC within cohorts %.3f (%.3f to %.3f), over all %.3f "
+            "(%.3f to %.3f)",
             name,
+            found["within_cohorts"]["area"],
+            *found["within_cohorts"]["interval"],
             found["area"],
             *found["interval"],
         )

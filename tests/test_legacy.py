@@ -96,7 +96,6 @@ def test_what_was_imported_can_be_asked_like_any_results(tree, path):
     results = open_results(path, incomplete="raise")
     assert results.epoch.values.tolist() == [*ACTIVE_CLASSES]
     np.testing.assert_array_equal(results.label, LABELS)
-    # ORDER is 3, 1, 4, 0, 2, which is not its own inverse: class 0 comes at place 3, class 1 at 1.
     places = {0: 3, 1: 1, 2: 4, 3: 0, 4: 2}
     assert results.class_position.values.tolist() == [places[label] for label in LABELS.tolist()]
     first = {3: 0, 1: 0, 4: 200, 0: 200, 2: 1000}
@@ -120,6 +119,17 @@ def test_what_was_imported_can_be_asked_like_any_results(tree, path):
         assert np.isnan(values.curvature_stderr).all()
         assert "number of probes is not known" in values.curvature_stderr.attrs["long_name"]
         assert (values.prediction == -1).all()
+
+
+def test_positions_are_those_of_an_order_that_is_not_its_own_inverse(tmp_path, path):
+    directory = tmp_path / "tree" / "epoch_0000"
+    directory.mkdir(parents=True)
+    for name in ("curvature", "directional_eig"):
+        np.save(directory / f"per_image_{name}.npy", np.ones(3, np.float32))
+    np.save(directory / "per_image_labels.npy", np.array([0, 1, 2]))
+    (directory / "metadata.json").write_text('{"epoch": 0, "allowed_classes": [1, 2, 0]}')
+    results = open_results(import_tree(tmp_path / "tree", path).path)
+    assert results.class_position.values.tolist() == [2, 0, 1]
 
 
 @pytest.mark.parametrize("filtered", [False, True])

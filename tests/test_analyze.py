@@ -220,16 +220,19 @@ def test_epochs_before_training_on_a_class_count_if_asked_for(store, tmp_path, c
     assert json.loads((out / f"metrics_{NAME}.json").read_text())["values_left_out"] == 0
 
 
-def test_a_store_of_untrained_weights_alone_has_nothing_to_count(tmp_path, capfd):
+def test_untrained_weights_count_with_a_warning_if_there_are_no_others(tmp_path, capfd):
     classes = {"order": list(range(CLASSES)), **Schedule(5, 1, 100).to_dict()}
     path = finish(
         make_store(tmp_path / "s.zarr", 0, identity={**IDENTITY, "classes": classes})
     ).path
-    assert main(["analyze", str(path), str(tmp_path / "out")]) == 2
-    said = capfd.readouterr().err
-    assert "no epoch counts for any sample" in said
-    assert "include untrained weights" in said
-    assert main(["analyze", str(path), str(tmp_path / "out"), "--include_untrained"]) == 0
+    with pytest.raises(DataError, match=r"no epoch counts for any sample.*include untrained"):
+        summarise(open_results(path))
+    assert main(["analyze", str(path), str(tmp_path / "out")]) == 0
+    assert "only results of weights that had not been trained" in capfd.readouterr().err
+    assert main(["analyze", str(path), str(tmp_path / "asked"), "--include_untrained"]) == 0
+    assert "only results of weights" not in capfd.readouterr().err
+    written = [xr.open_zarr(tmp_path / name / "analysis.zarr").load() for name in ("out", "asked")]
+    xr.testing.assert_identical(*written)
 
 
 def test_what_a_store_does_not_have_is_not_ranked():

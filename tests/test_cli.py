@@ -284,3 +284,17 @@ def test_only_a_command_that_has_an_option_is_told_to_use_it(tmp_path, capsys):
         assert "--" not in message
     assert main(["status", str(tmp_path / "curvature")]) == 2
     assert f"such as {tmp_path / 'curvature.zarr'}" in capsys.readouterr().err
+
+
+def test_directories_called_like_libraries_are_not_taken_for_them(tmp_path):
+    (tmp_path / "sparse").mkdir()
+    code = "import runpy, sys; runpy.run_module('daskcurv', run_name='daskcurv.__main__')\n"
+    shown = "print(any(sys.path[i] in ('', sys.argv[1]) for i in range(len(sys.path))))"
+    run = subprocess.run(
+        [sys.executable, "-c", code + shown, str(tmp_path)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout == "False\n"

@@ -117,7 +117,7 @@ def _report(args: argparse.Namespace) -> int:
         images = images_of(dataset, path)
     else:
         log.info("no images: %s does not exist; name the data set with --data_path", path)
-    findings = gather(args.store, args.start_epoch, samples, "include_untrained" in args)
+    findings = gather(args.store, args.start_epoch, samples, _untrained_count(args, dataset))
     log.info("%s", left_out(findings))
     figures = draw(findings)
     kinds = ("svg", "png") if args.figures else ("svg",)
@@ -171,7 +171,7 @@ def _analyze(args: argparse.Namespace) -> int:
     flagged = None if args.flagged is None else read_flags(args.flagged, count)
     scores = None if args.compare is None else read_scores(args.compare, count)
     log.info("%s: %d epochs, %d samples", args.store, dataset.sizes["epoch"], count)
-    summary = summarise(dataset, include_untrained="include_untrained" in args)
+    summary = summarise(dataset, include_untrained=_untrained_count(args, dataset))
     _say_what_counts(summary)
     compared = compare(summary, flagged, scores)
     if flagged is not None:
@@ -207,6 +207,20 @@ def _analyze(args: argparse.Namespace) -> int:
     write_summary(summary, args.out, naming(dataset, args.store), epochs, compared)
     log.info("written to %s", args.out)
     return 0
+
+
+def _untrained_count(args: argparse.Namespace, dataset: xr.Dataset) -> bool:
+    """Return whether untrained weights count: if asked for, or if there are no others."""
+    if "include_untrained" in args:
+        return True
+    if (dataset.first_epoch_trained <= dataset.epoch.max()).any():
+        return False
+    log.warning(
+        "%s has only results of weights that had not been trained on the sample's class; all of "
+        "them are counted, as with --include_untrained. They say nothing about memorization",
+        args.store,
+    )
+    return True
 
 
 def _say_what_counts(summary: xr.Dataset) -> None:

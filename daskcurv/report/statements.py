@@ -93,7 +93,7 @@ def left_out(findings: Findings) -> str:
         "weights that had not been trained on the sample's class yet"
     )
     if findings.include_untrained:
-        return f"{what}; they are included, as asked for."
+        return f"{what}; they are included."
     return f"{what}; they are left out, except from the curves of single samples."
 
 

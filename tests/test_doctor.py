@@ -148,7 +148,7 @@ def test_a_network_for_whose_classes_there_are_no_samples_is_not_measured(doctor
 
 def test_inputs_that_may_not_be_looked_at_are_a_failure(doctor, monkeypatch):
     def refuse(path: Path, what: str) -> bool:
-        raise ConfigError(f"{what} {path} cannot be looked at: Permission denied")
+        raise ConfigError(f"{what} {path} cannot be accessed: Permission denied")
 
     monkeypatch.setattr("daskcurv.doctor.exists", refuse)
     code, output = doctor()

@@ -1,4 +1,4 @@
-"""What the pipeline asks of a cluster, and what all clusters have in common."""
+"""The interface of a cluster to the pipeline, and code that all clusters share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def scheduler_settings(allowed_failures: int) -> dict[str, Any]:
 
 
 class Cluster(Protocol):
-    """Workers that come and go, and the connection to them.
+    """Workers that can start and stop at any time, and the connection to them.
 
     Attributes
     ----------

@@ -185,7 +185,7 @@ class Fleet:
             self._failures.pop(end.node)
             self._exclude(
                 end,
-                f"started no worker in {TRIES} tries and is left alone for "
+                f"started no worker in {TRIES} tries and is not used for "
                 f"{PATIENCE_SECONDS / 60:.0f} min",
                 now,
                 PATIENCE_SECONDS,
@@ -198,7 +198,7 @@ class Fleet:
         log.warning("%s %s: %s", end.node, why, last_lines(end.log, 1) or "see its log")
 
     def check(self, *, workers: int, starting: int, waiting: int, now: float) -> None:
-        """Decide whether to go on.
+        """Raise if the launch cannot continue.
 
         Parameters
         ----------
@@ -214,7 +214,7 @@ class Fleet:
         Raises
         ------
         ClusterError
-            If there is no point in it.
+            If no progress can be expected.
         """
         self.on_hold = self._is_news and workers == 0 and self._nowhere(waiting, now)
         if self.on_hold and not starting:
@@ -223,8 +223,8 @@ class Fleet:
         late = [end for end in self._without_block if end.joined and end.state == "TIMEOUT"]
         if len(late) >= max(TRIES, self._wanted):
             raise _hopeless(
-                "jobs reach their time limit before a block is done; give a longer --time, or a "
-                "smaller --block_size to a new store",
+                "jobs reach their time limit before a block is done; give a longer --time, or "
+                "start a new store with a smaller --block_size",
                 late,
             )
         ended = [end for end in self._without_block if end.joined]

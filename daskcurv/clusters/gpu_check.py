@@ -76,7 +76,7 @@ def _arithmetic_problem() -> str:
     left = (torch.arange(_SIZE * _SIZE) % 3 - 1).reshape(_SIZE, _SIZE).float()
     right = left.roll(1, dims=0).T.contiguous()
     if not torch.equal((left.cuda() @ right.cuda()).cpu(), left @ right):
-        return "the GPU multiplies wrongly"
+        return "the GPU computes wrong products"
     return ""
 
 

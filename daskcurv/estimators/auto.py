@@ -1,4 +1,4 @@
-"""The fast method where it can be had and is seen to be right, else the direct one."""
+"""The fast method if it applies and passes a self-check, else the direct one."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def settle(config: EstimatorConfig, device: torch.device) -> EstimatorConfig:
     if not propagates and config.precision not in ("auto", "float32"):
         raise ConfigError(
             f"precision is {config.precision!r}, but method {config.method!r} is always computed "
-            "in float32; leave one of them out"
+            "in float32; omit one of them"
         )
     if config.precision != "auto":
         return config

@@ -1,4 +1,4 @@
-"""Float32 that is float32, whatever the process has been told.
+"""Float32 products in full float32, whatever the settings of the process.
 
 Frameworks trade float32 for something faster behind the caller's back: cuDNN convolutions use
 TF32 by default, ``torch.set_float32_matmul_precision`` turns matrix products into TF32 or bf16 (on

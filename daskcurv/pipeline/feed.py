@@ -137,7 +137,7 @@ def feed(
         try:
             finished.put((future, await client.gather(future, asynchronous=True), None))
         except asyncio.CancelledError:
-            finished.put((future, None, ClusterError("the scheduler forgot the task")))
+            finished.put((future, None, ClusterError("the scheduler lost the task")))
         except Exception as error:
             finished.put((future, None, error))
 
@@ -173,7 +173,7 @@ def feed(
         task = running.pop(future)
         if error is None:
             if isinstance(report, Declined):
-                log.info("%s leaves: %s", report.worker, report.reason)
+                log.info("%s stops: %s", report.worker, report.reason)
                 client.run_on_scheduler(_dismiss, report.worker)
                 again.append(task)
             else:
@@ -211,7 +211,9 @@ async def _dismiss(worker: str, dask_scheduler: Scheduler) -> None:
 
 def _connected_workers(client: Client) -> frozenset[str]:
     if client.status != "running":
-        raise ClusterError("the connection to the Dask scheduler is lost; launch again to go on")
+        raise ClusterError(
+            "the connection to the Dask scheduler is lost; run the same command again to continue"
+        )
     return frozenset(client.nthreads())
 
 

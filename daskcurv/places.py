@@ -13,21 +13,21 @@ _MOST_LINKS = 40
 
 
 def exists(path: Path, what: str) -> bool:
-    """Return whether something is at a path; a link that leads nowhere is nothing.
+    """Return whether a path exists; a dangling link does not.
 
-    Unlike ``Path.exists``, of which some versions say no, and others fail, where a directory on
-    the way cannot be entered.
+    Unlike ``Path.exists``, the result does not depend on the Python version if a directory above
+    the path is not accessible.
 
     Parameters
     ----------
     path : Path
     what : str
-        What it is to the user, for the message.
+        What the path stands for, for the message.
 
     Raises
     ------
     ConfigError
-        If that cannot be told.
+        If this cannot be determined.
     """
     try:
         path.stat()

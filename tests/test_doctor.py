@@ -48,7 +48,7 @@ def test_without_inputs_the_machine_is_described_and_what_was_not_checked_is_sai
     assert code == 0
     assert "ready for a run" not in output
     verdict = output.splitlines()[-1]
-    assert "Not checked, as no inputs are named: weights, data, class order" in verdict
+    assert "Not checked, because no inputs were given: weights, data, class order" in verdict
     assert "FAIL" not in output
     assert "none at results2/base_deep_learning_system/model_parameters" in output
     for line in (f"ok    torch {torch.__version__.split('+')[0]}", "TLS between", "CPU cores"):

@@ -27,11 +27,11 @@ TRIES = 3
 """Ends on one node, nodes without a worker, or ends by the time limit, that are evidence enough."""
 
 PATIENCE_SECONDS = 1800.0
-"""For how long nothing may start once it has, until the launch ends; for how long a node is left
-alone on which nothing starts."""
+"""Time without any start, after a first one, until the launch ends; time for which a node is
+excluded if nothing starts on it."""
 
 START_SECONDS = 900.0
-"""A job that runs for so long without a worker is no longer taken to be starting."""
+"""A job that has run this long without a worker no longer counts as starting."""
 
 BACK_OFF_SECONDS = 60.0
 """Time between two tries while a fleet is backing off."""
@@ -81,17 +81,17 @@ class End:
 
     @property
     def is_evidence(self) -> bool:
-        """Whether it speaks against the job rather than for a busy cluster."""
+        """Whether the job itself is the likely cause, rather than a busy cluster."""
         return self.state not in _NOT_ITS_FAULT
 
     @property
     def left_on_time(self) -> bool:
-        """Whether its worker left in good order, as one does whose time is nearly up."""
+        """Whether its worker stopped cleanly, as workers do before their time limit."""
         return self.joined and self.state == "COMPLETED"
 
 
 class Fleet:
-    """Judges the ends of jobs.
+    """Evaluates how jobs ended.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a run leaves beside its store while it lasts: credentials, and which jobs are its own.
+"""The directory that a run keeps beside its store: credentials, and the list of its jobs.
 
 A launcher that ends in the ordinary way, by an error or by a signal takes the directory and the
 jobs along. One that is killed cannot; so a guard, a shell that does nothing but wait for the

@@ -148,10 +148,10 @@ def _flushes_denormals() -> bool:
 
 @cache
 def lowered_precision(device: torch.device) -> str:
-    """Return which float32 products are less than that in spite of `true_float32`, empty if none.
+    """Return which float32 products have a lower precision despite `true_float32`, empty if none.
 
-    Libraries can be told so by their environment variables, past the framework. A product of two
-    numbers just above 1 gives it away.
+    Environment variables can set this in libraries, independently of the framework. It shows in a
+    product of two numbers just above 1.
 
     Parameters
     ----------

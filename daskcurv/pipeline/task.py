@@ -1,4 +1,4 @@
-"""What a worker does: score one block and write it.
+"""The task of a worker: score one block and write it.
 
 A worker process has one thread and one device. Between blocks it keeps the store, the mapped data
 set and the current checkpoint's network; blocks come epoch by epoch, so a checkpoint is read once

@@ -212,7 +212,7 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], str]:
         reason = f"it tries to import {foreign[1]}" if foreign else text.splitlines()[0]
         raise CheckpointError(
             f"checkpoint {path} ({len(data)} bytes) is cut short, damaged, or not a bare state "
-            f"dict; copy it again from where it was written ({reason})"
+            f"dict; copy it again from the original ({reason})"
         ) from error
     if not isinstance(content, Mapping) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
@@ -285,7 +285,7 @@ def check_weights(
     if broken:
         raise CheckpointError(
             f"checkpoint {path} holds NaN or infinite weights in {listed(broken)}; the training "
-            "run diverged or the file is damaged. Leave this epoch out with --epochs"
+            "run diverged or the file is damaged. Exclude this epoch with --epochs"
         )
     negative = [
         key
@@ -294,9 +294,9 @@ def check_weights(
     ]
     if negative:
         raise CheckpointError(
-            f"checkpoint {path} holds negative values in {listed(negative)}, of which there cannot "
-            "be any; the file was damaged, or its statistics were made by something other than "
-            "training. Write it again from the training run, or leave this epoch out with --epochs"
+            f"checkpoint {path} holds negative values in {listed(negative)}, which must not be "
+            "negative; the file is damaged, or its statistics do not come from training. "
+            "Write it again from the training run, or exclude this epoch with --epochs"
         )
 
 

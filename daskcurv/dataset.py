@@ -139,7 +139,7 @@ class _ArrayUnpickler(pickle.Unpickler):
             return _STAND_INS[module, name]
         except KeyError:
             raise pickle.UnpicklingError(
-                f"it tries to import {module}.{name}, which has no place in a data set"
+                f"it tries to import {module}.{name}, which does not belong in a data set"
             ) from None
 
 
@@ -163,7 +163,7 @@ def _read_pickle(path: Path) -> dict[str, Any]:
 
 def _unreadable(path: Path, error: OSError) -> str:
     if where := leads_nowhere(path):
-        return f"{path} cannot be read: {where}. Restore what it leads to, or the link"
+        return f"{path} cannot be read: {where}. Restore its target, or the link"
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         return f"{path} cannot be read: {error.strerror}"
     there = _names_in(path.parent)
@@ -267,7 +267,7 @@ def download(directory: Path) -> None:
     if alike := [name for name in _names_in(directory) if name.casefold().startswith("train")]:
         raise DataError(
             f"--download would put the published data set beside {listed(alike)} of {directory}, "
-            "which is no file that can be read as train. Rename or restore it, or name another "
+            "which cannot be read as train. Rename or restore it, or choose another "
             "--data_path"
         )
     if directory.name != DIRECTORY:
@@ -349,8 +349,8 @@ def open_prepared(directory: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]
             raise ValueError("its contents do not have the digest in its name")
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
-            f"the workers' copy of the data set, {directory}, cannot be used: {error}. Launch "
-            "again to have it written again"
+            f"the workers' copy of the data set, {directory}, cannot be used: {error}. Run the "
+            "same command again to write it again"
         ) from error
     return images, labels
 

@@ -1,9 +1,9 @@
-"""The whole job on real images, offline, in minutes.
+"""A complete run on real images, offline, in a few minutes.
 
 The handwritten digits that come with scikit-learn are written as a CIFAR-100-format data set in
 which 4 % of the labels are wrong. A narrow ResNet-18 is trained on it class-incrementally, the
 weights of every epoch are kept, and a normal launch computes the curvature of every sample at every
-epoch. Because the wrong labels are known, one can check whether the results find them.
+epoch. Because the wrong labels are known, the results can be checked against them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SHOWN = 10
 
 
 def run_demo(directory: Path, workers: int | None = None) -> int:
-    """Make the inputs in `directory` (once), launch, and print what was found.
+    """Create the inputs in `directory` (once), launch, and print the findings.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def run_demo(directory: Path, workers: int | None = None) -> int:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreWriteError(
-            f"cannot create {directory} for the demo: {error.strerror}; name another directory"
+            f"cannot create {directory} for the demo: {error.strerror}; choose another directory"
         ) from error
     log_to_file(directory / "log")
     make_dataset(directory)
@@ -163,12 +163,12 @@ def flip_labels(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[n
 
 
 def train(directory: Path) -> None:
-    """Train on the data set, unless that was done; an interrupted training is continued."""
+    """Train on the data set unless this is already done; continue an interrupted training."""
     training.train(directory, TrainingRun(SPEC, SCHEDULE, LAST_EPOCH, VALIDATION_PER_CLASS))
 
 
 def report(directory: Path, options: LaunchOptions) -> None:
-    """Print what the results say about the flipped labels, and where everything is."""
+    """Print how well the results find the flipped labels, and the paths of all outputs."""
     dataset = open_results(options.store)
     flipped = np.load(directory / FLIPPED)
     wrong = np.isin(dataset.sample.values, flipped)
@@ -180,9 +180,9 @@ def report(directory: Path, options: LaunchOptions) -> None:
         "cumulative loss (CSL)": analysis.cumulative(dataset, "loss"),
         "final loss": dataset.loss.isel(epoch=-1),
     }
-    print(f"{wrong.sum()} of {len(wrong)} labels were flipped. Over the epochs whose weights had")
-    print("been trained on a sample's class, they are told from the others with these AUROCs (and")
-    print("their 95 % bootstrap intervals):")
+    print(f"{wrong.sum()} of {len(wrong)} labels were flipped. Only epochs whose weights had been")
+    print("trained on a sample's class are counted.")
+    print("AUROC for separating flipped from clean labels (95 % bootstrap interval):")
     for name, score in scores.items():
         area = analysis.auroc(score.values, wrong)
         low, high = analysis.auroc_interval(score.values, wrong)

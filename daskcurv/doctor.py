@@ -1,8 +1,8 @@
-"""Whether this machine is fit for a run, and its numbers right.
+"""Check whether a run is possible on this machine, and whether its numbers are correct.
 
-Everything a run would need is looked at and reported on one line each: ``ok``, ``note`` (worth
-knowing, a run is possible) or ``FAIL`` (a run is not). With inputs, every method's error against
-float64 and speed are measured on some of their samples.
+Each requirement of a run is checked and reported on one line: ``ok``, ``note`` (a run is possible)
+or ``FAIL`` (a run is not possible). If inputs are given, the speed of each method and its error
+against float64 are measured on some of the samples.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ def examine(options: LaunchOptions, inputs_named: bool) -> bool:
     Parameters
     ----------
     options : LaunchOptions
-        The run in question.
+        Options of the run.
     inputs_named : bool
-        Whether the inputs were named, so that their absence is a failure.
+        Whether the inputs were given as options; missing inputs are then a failure.
 
     Returns
     -------
@@ -104,9 +104,8 @@ def _verdict(report: _Report, inputs: Inputs | None) -> str:
         return "a run is not possible: see FAIL above"
     if inputs is None:
         return (
-            "nothing speaks against a run on this machine. Not checked, as no inputs are named: "
-            "weights, data, class order, the disk space that they need, and the methods' errors "
-            "and speed"
+            "a run is possible on this machine. Not checked, because no inputs were given: "
+            "weights, data, class order, required disk space, and the methods' errors and speed"
         )
     return "ready for a run"
 
@@ -123,7 +122,7 @@ def _software(report: _Report) -> None:
     if compiler:
         report.ok(f"C++ compiler {compiler}, for fused kernels on CPUs")
     else:
-        report.note("no C++ compiler: on CPUs, difference propagation takes about twice as long")
+        report.note("no C++ compiler: difference propagation takes about twice as long on CPUs")
 
 
 def _devices(report: _Report) -> torch.device:
@@ -138,29 +137,31 @@ def _devices(report: _Report) -> torch.device:
         convolutions = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
         if convolutions != "ieee":
             report.note(
-                "convolutions in float32 use TF32 by default here (daskcurv does not let them; "
-                "see the errors below for what that does to other scripts)"
+                "float32 convolutions use TF32 by default here (daskcurv disables it; the "
+                "errors below show its effect on other scripts)"
             )
         device = torch.device("cuda")
     else:
-        report.note(f"no GPU is visible (PyTorch for CUDA {torch.version.cuda}): CPUs would do it")
+        report.note(
+            f"no GPU is visible (PyTorch for CUDA {torch.version.cuda}): a run will use the CPU"
+        )
         device = torch.device("cpu")
     report.ok(f"{available_cores()} CPU cores")
     if has_fast_bfloat16(device):
-        report.ok(f"fast bfloat16 on this {device.type}")
+        report.ok(f"the {device.type} supports fast bfloat16")
     else:
-        report.note(f"no fast bfloat16 on this {device.type}: differences would be float32")
+        report.note(f"the {device.type} has no fast bfloat16: differences use float32")
     return device
 
 
 def _arithmetic(report: _Report, device: torch.device) -> bool:
-    """Report what decides a precision from outside; return whether float32 is float32."""
+    """Report external precision settings; return whether float32 is float32."""
     for sentence in (*surroundings.neutralised(), *surroundings.remaining()):
         report.note(sentence)
     if lowered := lowered_precision(device):
         report.fail(
-            f"float32 {lowered} on this {device.type} are computed in a lower precision; look for "
-            f"what says so to the libraries below PyTorch ({surroundings.suspects()})"
+            f"float32 {lowered} on this {device.type} are computed in a lower precision; check the "
+            f"settings of the libraries below PyTorch ({surroundings.suspects()})"
         )
         return False
     report.ok(f"products in float32 are float32 on this {device.type}")
@@ -182,7 +183,7 @@ def _cluster(report: _Report) -> None:
     if not found:
         report.note("no SLURM commands: runs are local")
     elif len(found) < len(_SLURM):
-        report.note(f"of SLURM's commands only {', '.join(found)} are here")
+        report.note(f"only some SLURM commands found: {', '.join(found)}")
     else:
         report.ok("SLURM commands found")
     try:
@@ -199,8 +200,8 @@ def _inputs(report: _Report, options: LaunchOptions, named: bool) -> Inputs | No
     try:
         if not named and not _any_exists(options):
             report.note(
-                f"none at {options.model_dir} and {options.data_path}; name some with --model_dir "
-                "and --data_path to have them looked at, and errors and speed measured"
+                f"none at {options.model_dir} and {options.data_path}; give --model_dir and "
+                "--data_path to check inputs and to measure errors and speed"
             )
             return None
         inputs = gather(options)
@@ -212,7 +213,7 @@ def _inputs(report: _Report, options: LaunchOptions, named: bool) -> Inputs | No
         return None
     report.ok(f"data: {options.data_path}, {len(inputs.dataset):,} samples")
     report.ok(f"class order: {inputs.class_order_source}")
-    report.ok(f"weights: {len(inputs.checkpoints)} epochs, of which {len(some)} were read through")
+    report.ok(f"weights: {len(inputs.checkpoints)} epochs, {len(some)} of them read completely")
     return inputs
 
 
@@ -225,16 +226,14 @@ def _disk(report: _Report, options: LaunchOptions, inputs: Inputs | None) -> Non
     place = existing(options.store)
     free = shutil.disk_usage(place).free
     if inputs is None:
-        report.note(
-            f"{size_text(free)} free at {place}; how much a run needs depends on its inputs"
-        )
+        report.note(f"{size_text(free)} free at {place}; the required space depends on the inputs")
         return
     num_samples = len(inputs.dataset)
     export = export_size(len(inputs.checkpoints), num_samples) if options.export else Size()
     size = store_size(_active(options, inputs), num_samples) + export + copy_size(inputs.dataset)
     text = (
-        f"about {size_text(size.on_disk)} on disk needed for {options.store} and what is made "
-        f"with it, {size_text(free)} free"
+        f"about {size_text(size.on_disk)} on disk needed for {options.store} and the files "
+        f"written with it, {size_text(free)} free"
     )
     if size.on_disk > free:
         report.fail(f"{text}; choose another --store")
@@ -257,7 +256,7 @@ def _methods(report: _Report, options: LaunchOptions, inputs: Inputs, device: to
     active = np.isin(inputs.dataset.labels, inputs.class_order[:num_active])
     ids = np.flatnonzero(active)
     if not len(ids):
-        report.note(f"no sample's class is active at epoch {epoch}: methods are not measured")
+        report.note(f"no sample has an active class at epoch {epoch}: methods are not measured")
         return
     ids = ids[evenly(len(ids), _SAMPLES)]
     report.section(
@@ -291,16 +290,16 @@ def _methods(report: _Report, options: LaunchOptions, inputs: Inputs, device: to
 
 
 def _choice(options: LaunchOptions, estimator: EstimatorConfig, device: torch.device) -> str:
-    """Return what a run here would use, and why."""
+    """Return the method and precision that a run here uses, and why."""
     asked = options.estimator
     if options.store.exists():
-        why = f"as {options.store} was begun"
+        why = f"as in {options.store}"
     elif asked.precision != "auto" or asked.method not in ("auto", PROPAGATION):
-        why = "as asked for"
+        why = "as requested"
     elif has_fast_bfloat16(device):
-        why = f"this {device.type} is fast at bfloat16"
+        why = f"the {device.type} supports fast bfloat16"
     else:
-        why = f"this {device.type} is not fast at bfloat16"
+        why = f"the {device.type} has no fast bfloat16"
     checked = f"{PROPAGATION} (if it passes its self-check)"
     method = checked if estimator.method == "auto" else estimator.method
-    return f"a run would use {method}, in {estimator.precision}: {why}"
+    return f"method for a run: {method}, in {estimator.precision}: {why}"

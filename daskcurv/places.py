@@ -13,21 +13,21 @@ _MOST_LINKS = 40
 
 
 def exists(path: Path, what: str) -> bool:
-    """Return whether something is at a path; a link that leads nowhere is nothing.
+    """Return whether a path exists; a dangling link does not.
 
-    Unlike ``Path.exists``, of which some versions say no, and others fail, where a directory on
-    the way cannot be entered.
+    Unlike ``Path.exists``, the result does not depend on the Python version if a directory above
+    the path is not accessible.
 
     Parameters
     ----------
     path : Path
     what : str
-        What it is to the user, for the message.
+        What the path stands for, for the message.
 
     Raises
     ------
     ConfigError
-        If that cannot be told.
+        If this cannot be determined.
     """
     try:
         path.stat()
@@ -35,8 +35,8 @@ def exists(path: Path, what: str) -> bool:
         return False
     except OSError as error:
         raise ConfigError(
-            f"{what} {path} cannot be looked at: {error.strerror}. Change the permissions of the "
-            "directories above it, or name another place"
+            f"{what} {path} cannot be accessed: {error.strerror}. Change the permissions of the "
+            "directories above it, or choose another path"
         ) from error
     return True
 
@@ -62,7 +62,7 @@ def names_of(path: Path) -> list[Path]:
             return names
         names.append(last.parent / target)
         if len(names) > _MOST_LINKS:
-            raise ConfigError(f"{path} is a link that leads in a circle; name another path")
+            raise ConfigError(f"{path} is a circular link; choose another path")
 
 
 def followed(path: Path) -> Path:
@@ -83,8 +83,8 @@ def place_for(path: Path) -> Path:
     # Unlike `is_dir`, also where one may not enter.
     if len(names) > 1 and not os.access(names[-1].parent / ".", os.F_OK):
         raise ConfigError(
-            f"{path} is a link to {names[-1]}, but {names[-1].parent} is not a directory that can "
-            "be entered; create that, or correct the link"
+            f"{path} is a link to {names[-1]}, but {names[-1].parent} is not an accessible "
+            "directory; create it, or correct the link"
         )
     return names[-1]
 
@@ -118,7 +118,7 @@ def check_writable(
     """
     if problem := _why_not_writable(target, directory, parents):
         raise StoreWriteError(
-            f"cannot write {target}: {problem}; name another place", option=option
+            f"cannot write {target}: {problem}; choose another path", option=option
         )
 
 

@@ -1,7 +1,7 @@
-"""What a launch says of itself while it lasts, for ``daskcurv status``.
+"""The record that a launch keeps of itself, for ``daskcurv status``.
 
-A small JSON file beside the store, replaced every few seconds. It is an account for people and
-scripts that watch; nothing is ever decided by it, and what is done is asked of the store itself.
+It is a small JSON file beside the store, replaced every few seconds. It is only for people and
+scripts that monitor a run: no decision depends on it, and finished work is read from the store.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _MESSAGES_KEPT = 10
 
 
 class RunRecord:
-    """The account of one launch.
+    """The record of one launch.
 
     Parameters
     ----------
     store : Path
     lock : LauncherLock, optional
-        The launch's; nothing is written once another launch has it.
+        The launch's lock; nothing is written after another launch has taken it.
 
     Attributes
     ----------
     connected : set of str
-        Dask's addresses of the workers that are there; others are not shown.
+        Dask addresses of the connected workers; others are not shown.
     """
 
     def __init__(self, store: Path, lock: LauncherLock | None = None):
@@ -65,13 +65,13 @@ class RunRecord:
         self._workers: dict[str, dict[str, Any]] = {}
 
     def update(self, **fields: Any) -> None:
-        """Take over JSON-able fields; they are written with the next `write`."""
+        """Set fields (JSON values); the next `write` writes them."""
         self._fields.update(fields)
 
     def block_done(
         self, worker: str, device: str, block: str, seconds: float, address: str, job: str = ""
     ) -> None:
-        """Note that a worker finished a block, and how long it took."""
+        """Record that a worker finished a block, and how long it took."""
         before = self._workers.get(worker, {"blocks": 0})
         self._workers[worker] = {
             "device": device,
@@ -84,16 +84,16 @@ class RunRecord:
         }
 
     def failed(self, block: str, reason: str) -> None:
-        """Note that a block was set aside."""
+        """Record that a block was set aside."""
         self._fields["failed"].append({"block": block, "reason": reason})
 
     @property
     def due(self) -> bool:
-        """Whether the file is so old that it is time to write it."""
+        """Whether it is time to write the file again."""
         return time.monotonic() - self._written >= WRITE_SECONDS
 
     def write(self) -> None:
-        """Replace the file; a run goes on if that cannot be done."""
+        """Replace the file; if this fails, the run continues."""
         self._written = time.monotonic()
         if self._lock is not None and not self._lock.held:
             return
@@ -119,7 +119,7 @@ class RunRecord:
             if not self._unwritable:
                 self._unwritable = True
                 log.warning(
-                    "cannot write %s: %s; daskcurv status is out of date until that ends",
+                    "cannot write %s: %s; daskcurv status is out of date until this is fixed",
                     self._path,
                     error.strerror,
                 )
@@ -127,7 +127,7 @@ class RunRecord:
 
 @contextmanager
 def recording(store: Path, lock: LauncherLock | None = None) -> Iterator[RunRecord]:
-    """Keep the account of a launch, up to how it ended; its lock has to be held.
+    """Keep the record of a launch until it ends; its lock must be held.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def recording(store: Path, lock: LauncherLock | None = None) -> Iterator[RunReco
     Yields
     ------
     RunRecord
-        The launch sets ``state`` where it ends by itself.
+        The launch sets ``state`` when it ends normally.
     """
     record = RunRecord(store, lock)
     package = logging.getLogger("daskcurv")
@@ -157,7 +157,7 @@ def recording(store: Path, lock: LauncherLock | None = None) -> Iterator[RunReco
 
 
 def read_record(store: Path) -> dict[str, Any] | None:
-    """Return the account of the last launch on a store, if there is one that can be read."""
+    """Return the record of the last launch on a store, or None if there is no readable one."""
     try:
         content = json.loads(beside(store, SUFFIX).read_text())
     except (OSError, ValueError):
@@ -166,7 +166,7 @@ def read_record(store: Path) -> dict[str, Any] | None:
 
 
 def now() -> str:
-    """Return the time of day as ISO 8601, to the second, with its offset from UTC."""
+    """Return the current time as ISO 8601, to the second, with its offset from UTC."""
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 

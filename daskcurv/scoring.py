@@ -109,9 +109,9 @@ class Scorer:
         self._model = private_copy(model, self.device, dtype)
         if dtype == torch.float32 and (lowered := lowered_precision(self.device)):
             raise ConfigError(
-                f"float32 {lowered} on this {self.device.type} are not computed in float32, and a "
-                "difference of gradients does not survive that; start Python without the "
-                f"environment variable that says so ({surroundings.suspects()})"
+                f"float32 {lowered} on this {self.device.type} are computed in a lower precision, "
+                "which makes differences of gradients wrong; start Python without the "
+                f"environment variable that causes this ({surroundings.suspects()})"
             )
         loss = SampleLoss(config.temperature, classes)
         config = settle(config, self.device)
@@ -231,9 +231,9 @@ class Scorer:
         if relative_error(pair[:1], alone) > _SAME:
             if relative_error(self._look(images[:1]), alone) > _SAME:
                 raise ConfigError(
-                    f"{type(self._model).__name__} gives other logits for the same image each "
+                    f"{type(self._model).__name__} gives different logits for the same image each "
                     "time: dropout that ignores eval mode, or a module that counts its calls? "
-                    "There is no curvature of a function that changes"
+                    "Curvature is only defined for a fixed function"
                 )
             log.warning(
                 "the logits of a sample depend on the others in its batch (a normalisation over "

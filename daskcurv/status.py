@@ -1,7 +1,7 @@
-"""How far a run is, seen from outside: from another shell, while it lasts and after its end.
+"""The progress of a run, seen from another shell, during the run and after it.
 
-What is done is counted in the store; what the run says of itself is in the file that
-`daskcurv.run_record` describes. Nothing is written.
+Finished work is counted in the store; the rest is read from the run record (see
+`daskcurv.run_record`). Nothing is written.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from daskcurv.storage.finite import noted_epochs
 from daskcurv.storage.lock import holder
 from daskcurv.storage.lost import lost_files
 
-KILLED = "ended without a word: killed, or its machine went down"
+KILLED = "killed: no exit was recorded (process or machine stopped)"
 
 
 def read_status(path: Path) -> dict[str, Any]:
@@ -31,17 +31,18 @@ def read_status(path: Path) -> dict[str, Any]:
     Parameters
     ----------
     path : Path
-        A results store, or where a launch is about to make one.
+        A results store, or the path where a launch is about to create one.
 
     Returns
     -------
     dict
-        JSON-able. ``holder`` is who holds the store's lock (``host``, ``pid``, ``since``) if they
-        live, else None. ``store`` has ``epochs``, ``blocks`` and ``samples`` (active ones), each
-        with ``done`` and ``of``; ``epochs_not_finite``; and unless a run is going on, under
-        ``lost``, the files of finished blocks that are gone. None if there is none yet. ``run`` is
-        the record of the last launch, with ``state`` as ``"running"`` only if its process is alive;
-        None if none is known.
+        Can be written as JSON. ``holder`` is the process that holds the store's lock (``host``,
+        ``pid``, ``since``), or None if no live process holds it. ``store`` has ``epochs``,
+        ``blocks`` and ``samples`` (active ones), each with ``done`` and ``of``;
+        ``epochs_not_finite``; and, unless a run is in progress, ``lost``, the missing files of
+        finished blocks. ``store`` is None if there is no store yet. ``run`` is the record of the
+        last launch, or None if there is no record; its ``state`` is ``"running"`` only if the
+        process is alive.
 
     Raises
     ------
@@ -65,7 +66,7 @@ def read_status(path: Path) -> dict[str, Any]:
 
 
 def _is_launcher_of(owner: dict[str, Any], run: dict[str, Any]) -> bool:
-    """Return whether who holds the lock is who wrote the record."""
+    """Return whether the lock's holder wrote the record."""
     if owner.get("token") and run.get("lock"):
         return bool(owner["token"] == run["lock"])
     # One of them is of an earlier version, or cannot be read.
@@ -108,15 +109,15 @@ def describe(status: dict[str, Any], now: datetime | None = None) -> str:
     Parameters
     ----------
     status : dict
-        Of `read_status`.
+        The result of `read_status`.
     now : datetime, optional
-        Time of day; by default that of this machine.
+        The current time; by default that of this machine.
     """
     now = now or datetime.now().astimezone()
     lines = [f"store     {status['path']}"]
     store, run = status["store"], status["run"]
     if store is None:
-        lines.append("          not made yet: inputs are being checked")
+        lines.append("          not created yet: inputs are being checked")
     else:
         counts = [
             f"{store[name]['done']:,} of {store[name]['of']:,} {name}"
@@ -126,20 +127,22 @@ def describe(status: dict[str, Any], now: datetime | None = None) -> str:
         lines.append(f"done      {', '.join(counts)} ({part:.1%})")
         if epochs := list(map(str, store.get("epochs_not_finite", ()))):
             lines.append(
-                f"warning   results that are not finite numbers at epochs {listed(epochs)}; "
+                f"warning   some results are not finite numbers at epochs {listed(epochs)}; "
                 "daskcurv verify counts them"
             )
         if store["lost"]:
-            lines.append(f"damaged   {len(store['lost'])} files are gone: {shown(store['lost'])}")
+            lines.append(
+                f"damaged   {counted(len(store['lost']), 'missing file')}: {shown(store['lost'])}"
+            )
             lines.append(f"          {store['remedy']}")
     if run is None:
         owner = status.get("holder")
         # A run's record lies beside the store, and not where a bind mount shows the store alone.
         lines.append(
-            f"run       none on record here, but process {owner.get('pid')} on "
+            f"run       no record here, but process {owner.get('pid')} on "
             f"{owner.get('host')} has been working on it since {owner.get('since')}"
             if owner
-            else "run       none on record"
+            else "run       no record"
         )
         return "\n".join(lines)
     where = f"job {run['job']} on {run['host']}" if run.get("job") else f"{run['host']}"
@@ -157,7 +160,7 @@ def describe(status: dict[str, Any], now: datetime | None = None) -> str:
     if alive and run.get("devices"):
         lines += _devices(run["devices"])
     if run.get("failed"):
-        lines.append(f"failed    {counted(len(run['failed']), 'block')}, set aside; the last:")
+        lines.append(f"failed    {counted(len(run['failed']), 'block')}, set aside; last one:")
         lines.append("          {block}: {reason}".format(**run["failed"][-1]))
     for number, message in enumerate(run.get("messages", [])):
         time = datetime.fromisoformat(message["time"])
@@ -168,7 +171,7 @@ def describe(status: dict[str, Any], now: datetime | None = None) -> str:
     if alive and run.get("dashboard"):
         lines.append(f"dashboard {run['dashboard']}")
     if not alive and store and store["blocks"]["done"] < store["blocks"]["of"]:
-        lines.append("to go on  run the same launch command again")
+        lines.append("continue  run the same launch command again")
     return "\n".join(lines)
 
 
@@ -180,7 +183,7 @@ def _progress(run: dict[str, Any], alive: bool, updated: datetime) -> list[str]:
     left = run["seconds_left"]
     lines = [f"progress  {text}, {run.get('running', 0)} running, {len(run['failed'])} failed"]
     if left is None:
-        lines.append("rate      not known yet")
+        lines.append("rate      unknown so far")
     else:
         end = updated + timedelta(seconds=left)
         lines.append(
@@ -196,7 +199,7 @@ def _devices(devices: dict[str, dict[str, Any]]) -> list[str]:
     return [
         f"          {name:<{width}}  "
         + (f"job {of['job']}, " if of.get("job") else "")
-        + f"{of['device']}, {counted(of['blocks'], 'block')}, the last ({of['last_block']}) in "
+        + f"{of['device']}, {counted(of['blocks'], 'block')}, last one ({of['last_block']}) in "
         f"{of['last_seconds']:.1f} s"
         for name, of in sorted(devices.items())
     ]

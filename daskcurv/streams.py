@@ -1,10 +1,9 @@
-"""Text streams that survive whatever they write to.
+"""Text streams that do not fail when their target fails.
 
-A terminal is closed, ``| head`` has read enough, a disk is full, Ctrl-S stops the screen: none of
-this is a reason to stop a computation. The command line runs with its standard streams replaced by
-the ones defined here, and its log file is one of them.
+A closed terminal, ``| head``, a full disk or Ctrl-S must not stop a computation. The command line
+replaces its standard streams with the ones defined here; its log file is one of them too.
 
-Writes are not buffered, so that nothing is left to fail when the interpreter ends.
+Writes are not buffered, so nothing can fail when the interpreter exits.
 """
 
 from __future__ import annotations

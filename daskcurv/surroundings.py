@@ -64,7 +64,7 @@ def neutralised() -> list[str]:
     """Return a sentence for each variable that was removed."""
     return [
         f"{name}={value} would change the precision of float32; it is removed for this program and "
-        "its workers, not for other programs that call daskcurv.score_samples"
+        "its workers, but not for other programs that call daskcurv.score_samples"
         for name, value in _removed.items()
     ]
 
@@ -72,8 +72,8 @@ def neutralised() -> list[str]:
 def remaining() -> list[str]:
     """Return a sentence for each variable that is set and changes rounding."""
     return [
-        f"{name}={os.environ[name]} changes the last bits of results, as another processor would; "
-        "unset it, or let it be the same for all of a store"
+        f"{name}={os.environ[name]} changes the last bits of results, like a different processor; "
+        "unset it, or use the same value for the whole store"
         for name in CHANGES_ROUNDING
         if name in os.environ
     ]

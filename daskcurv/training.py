@@ -1,4 +1,4 @@
-"""The demo's training run, which can be interrupted and goes on after its last whole epoch."""
+"""The demo's training run, which can be interrupted and continues after its last complete epoch."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def train(directory: Path, run: TrainingRun) -> None:
     As in the full-size run: plain SGD with momentum, cross-entropy over the active outputs, a
     learning rate that starts again with every task, and each epoch's file written before the next
     classes are added. After every epoch the state of the training is saved too: an interrupted
-    training goes on from there and gives the same weights, bit for bit.
+    training continues from there and gives the same weights, bit for bit.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def train(directory: Path, run: TrainingRun) -> None:
         training.save(building, run, epoch=0)
     else:
         training, done = resumed
-        log.info("training goes on after epoch %d of %d", done, run.last_epoch)
+        log.info("training continues after epoch %d of %d", done, run.last_epoch)
     while_training = replace(run.schedule, class_partition="trained")
     epochs = range(done + 1, run.last_epoch + 1)
     progress = {"initial": done, "total": run.last_epoch, "unit": " epochs", "disable": None}

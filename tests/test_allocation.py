@@ -143,7 +143,7 @@ def test_ctrl_c_in_an_allocation_ends_all_workers(project, slurm):
     launcher.send_signal(signal.SIGINT)
     output = finish(process)
     assert process.returncode == 130, output
-    assert "the same command goes on" in output
+    assert "run the same command again to continue" in output
     assert not [p for p in psutil.process_iter() if is_worker_of(p, [job], slurm)]
 
 
@@ -179,7 +179,7 @@ def test_a_submitted_launcher_requeues_itself_on_its_time_limit(project, slurm, 
     first = finished_blocks(project)
     assert 0 < len(first) < BLOCKS
     assert f"the time limit of job {job} is near" in log.read_text()
-    assert "blocks are left, the same command goes on" in log.read_text()
+    assert "blocks are left; run the same command again to continue" in log.read_text()
     brake.off()
     wait_for(lambda: not slurm.jobs(), 500)
     assert slurm.job(job)["JobState"] == "COMPLETED", log.read_text()

@@ -273,7 +273,7 @@ def test_a_compiler_that_fails_costs_one_warning(messages, monkeypatch):
     found = use(functions, torch.bfloat16, 1, 2)
     assert all(map(torch.equal, found, use(Kernels(), torch.bfloat16, 1, 2)))
     (record,) = messages.records
-    assert "going on without, slower: no compiler here" in record.message
+    assert "continuing without it, slower: no compiler here" in record.message
     assert "long story" not in record.message
     for device in map(torch.device, ("cpu", "cuda")):
         functions.warm_up(device)

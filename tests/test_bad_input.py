@@ -441,7 +441,7 @@ def test_a_class_order_that_is_nearly_there_is_not_replaced_by_another(project, 
     (directory / "order.npy").rename(directory / name)
     message = refused()
     assert f"{directory / 'index-0.npy'} does not exist" in message
-    assert f"has {name}, which may be it" in message
+    assert f"has {name}, which may be the same file" in message
     assert "--class_order regenerate" in message
 
 
@@ -460,7 +460,7 @@ def test_a_class_order_is_regenerated_where_that_is_asked_for(project, dry_launc
     (project.root / "class_order").mkdir()
     np.save(project.root / "class_order" / "index_0.npy", np.arange(10))
     assert dry_launch("--class_order", "regenerate") == 0
-    assert "regenerated from experiment index 0, as asked for" in capsys.readouterr().err
+    assert "regenerated from experiment index 0, as requested" in capsys.readouterr().err
 
 
 def options_of(project: Project) -> LaunchOptions:
@@ -553,7 +553,7 @@ def test_a_store_below_a_directory_that_may_not_be_entered_is_refused(
     assert dry_launch("--store", str(project.root / "closed" / "run" / "s.zarr")) == 2
     message = the_error(capsys.readouterr().err)
     path = project.root / "closed" / "run" / "s.zarr"
-    assert f"results store {path} cannot be looked at: Permission denied" in message
+    assert f"results store {path} cannot be accessed: Permission denied" in message
 
 
 # The data set, nearly there

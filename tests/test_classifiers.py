@@ -82,7 +82,7 @@ def test_logits_without_a_gradient_are_refused(ending):
 )
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_that_is_no_function_is_refused(ending, method):
-    with pytest.raises(ConfigError, match="other logits for the same image each time"):
+    with pytest.raises(ConfigError, match="different logits for the same image each time"):
         score_samples(Classifier(ending), *samples(), method=method, n_probes=2)
 
 

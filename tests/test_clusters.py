@@ -46,7 +46,10 @@ REPOSITORY = Path(__file__).parent.parent
         ({"device": "tpu"}, "device is 'tpu'; expected one of auto, cuda, cpu"),
         ({"cluster": "connect"}, "--cluster connect needs --scheduler"),
         ({"scheduler": "tcp://x:1"}, "--scheduler is for --cluster connect"),
-        ({"cluster": "slurm", "workers": 3, "gpus": 3}, "--workers and --gpus both say"),
+        (
+            {"cluster": "slurm", "workers": 3, "gpus": 3},
+            "--workers and --gpus both set the number of jobs",
+        ),
         ({"cluster": "allocation", "workers": 3}, "--workers is for local workers and SLURM jobs"),
         ({"partition": "gpu"}, "--partition is for jobs of SLURM; add --cluster slurm"),
         ({"cluster": "slurm", "gpus": 0}, "gpus is 0; expected an integer from 1"),
@@ -56,8 +59,11 @@ REPOSITORY = Path(__file__).parent.parent
         ({"cluster": "slurm", "gres": "gpu:2"}, "each job is one worker with one GPU"),
         ({"cluster": "slurm", "nodes": 2}, "--nodes is for --cluster allocation"),
         ({"cluster": "allocation", "gpus": 2}, "--gpus is for --cluster slurm"),
-        ({"cluster": "allocation", "time": "1:00"}, "--time says what to ask SLURM for"),
-        ({"cluster": "allocation", "prologue": ["x"]}, "--prologue says what to ask SLURM for"),
+        ({"cluster": "allocation", "time": "1:00"}, "--time is an option for new SLURM jobs"),
+        (
+            {"cluster": "allocation", "prologue": ["x"]},
+            "--prologue is an option for new SLURM jobs",
+        ),
         ({"cluster": "slurm", "sbatch_extra": ["x"]}, "'x' is not an option of sbatch"),
         ({"cluster": "slurm", "sbatch_extra": [""]}, "'' is not an option of sbatch"),
         ({"cluster": "slurm", "sbatch_extra": ["--comment='a"]}, "No closing quotation"),
@@ -473,7 +479,7 @@ def test_what_is_wrong_with_a_gpu_is_said(monkeypatch, changes, message):
 def test_a_gpu_that_multiplies_wrongly_is_noticed(monkeypatch):
     fake_gpu(monkeypatch)
     monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self + 1e-3)
-    assert gpu_check.find_problem() == "the GPU multiplies wrongly"
+    assert gpu_check.find_problem() == "the GPU computes wrong products"
 
 
 def test_a_gpu_that_fails_is_reported_with_its_own_words(monkeypatch):

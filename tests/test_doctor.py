@@ -48,7 +48,7 @@ def test_without_inputs_the_machine_is_described_and_what_was_not_checked_is_sai
     assert code == 0
     assert "ready for a run" not in output
     verdict = output.splitlines()[-1]
-    assert "Not checked, as no inputs are named: weights, data, class order" in verdict
+    assert "Not checked, because no inputs were given: weights, data, class order" in verdict
     assert "FAIL" not in output
     assert "none at results2/base_deep_learning_system/model_parameters" in output
     for line in (f"ok    torch {torch.__version__.split('+')[0]}", "TLS between", "CPU cores"):
@@ -105,7 +105,7 @@ def test_the_printed_figures_follow_from_what_was_measured(doctor, project, monk
     code, output = doctor(*inputs(project), "--workers", "3", "--n_probes", "4")
     assert code == 0
     assert f"ok    data: {project.data}, 60 samples" in output
-    assert "ok    weights: 4 epochs, of which 4 were read through" in output
+    assert "ok    weights: 4 epochs, 4 of them read completely" in output
     assert re.search(r"1 worker +for all epochs\n", output)
     assert re.search(r"samples/s +3 workers\n", output)
     total = active_samples_of(project)
@@ -143,12 +143,12 @@ def test_a_network_for_whose_classes_there_are_no_samples_is_not_measured(doctor
     named = ["--data_path", project.data, "--model_dir", project.models]
     code, output = doctor(*named, *schedule, "--epochs", "0")
     assert code == 0
-    assert "note  no sample's class is active at epoch 0" in output
+    assert "note  no sample has an active class at epoch 0" in output
 
 
 def test_inputs_that_may_not_be_looked_at_are_a_failure(doctor, monkeypatch):
     def refuse(path: Path, what: str) -> bool:
-        raise ConfigError(f"{what} {path} cannot be looked at: Permission denied")
+        raise ConfigError(f"{what} {path} cannot be accessed: Permission denied")
 
     monkeypatch.setattr("daskcurv.doctor.exists", refuse)
     code, output = doctor()
@@ -159,10 +159,14 @@ def test_inputs_that_may_not_be_looked_at_are_a_failure(doctor, monkeypatch):
 @pytest.mark.parametrize(
     ("fast", "asked", "said"),
     [
-        (True, [], r"difference-propagation \(if it .*\), in bfloat16: this cpu is fast"),
-        (False, [], "finite-difference, in float32: this cpu is not fast at bfloat16"),
-        (True, ["--method", "finite-difference"], "finite-difference, in float32: as asked for"),
-        (True, ["--precision", "float32"], r"in float32: as asked for"),
+        (
+            True,
+            [],
+            r"difference-propagation \(if it .*\), in bfloat16: the cpu supports fast bfloat16",
+        ),
+        (False, [], "finite-difference, in float32: the cpu has no fast bfloat16"),
+        (True, ["--method", "finite-difference"], "finite-difference, in float32: as requested"),
+        (True, ["--precision", "float32"], r"in float32: as requested"),
     ],
 )
 def test_it_says_which_method_a_run_would_use_and_why(
@@ -172,7 +176,7 @@ def test_it_says_which_method_a_run_would_use_and_why(
         monkeypatch.setattr(f"{module}.has_fast_bfloat16", lambda device: fast)
     code, output = doctor(*inputs(project), "--n_probes", "1", *asked)
     assert code == 0
-    assert re.search(f"ok    a run would use .*{said}", output), output
+    assert re.search(f"ok    method for a run: .*{said}", output), output
 
 
 def test_a_store_that_does_not_fit_on_the_disk_is_a_failure(doctor, project, monkeypatch):

@@ -100,7 +100,7 @@ def test_a_plan_of_4001_epochs_is_what_a_shorter_run_of_them_does(project, monke
 
 def test_the_rate_is_what_the_workers_took_so_far(project, capsys):
     assert estimate_of(project).rate is None
-    assert "rate            not known: state one" in capsys.readouterr().out
+    assert "rate            unknown: set it" in capsys.readouterr().out
     assert_ok(project.launch("--epochs", "0,2"))
     store = ResultsStore.open(project.store)
     samples = int((store.read("status") == 1).sum())
@@ -110,7 +110,7 @@ def test_the_rate_is_what_the_workers_took_so_far(project, capsys):
     assert estimate.rate == pytest.approx(samples / seconds)
     assert estimate.device_seconds == pytest.approx(estimate.samples_left * seconds / samples)
     text = capsys.readouterr().out
-    assert "samples/s per worker, as measured so far" in text
+    assert "samples/s per worker, measured so far" in text
     assert re.search(r"^epochs +4 +2 +2$", text, re.MULTILINE)
 
 
@@ -123,10 +123,10 @@ def test_the_command_takes_a_rate_and_the_options_of_a_launch(project, monkeypat
     text = capsys.readouterr().out
     total = sum(active_counts(project, (0, 1, 2, 4)))
     assert re.search(rf"^active samples +{total} +0 +{total}$", text, re.MULTILINE)
-    assert "rate            0.5 samples/s per worker, as stated" in text
+    assert "rate            0.5 samples/s per worker, as given" in text
     seconds = math.ceil(total / 0.5 / 3)
     left = timedelta(seconds=seconds)
-    assert f"{total / 0.5 / 3600:.2f} device-hours: {left} on 3 workers, once they run" in text
+    assert f"{total / 0.5 / 3600:.2f} device-hours: {left} on 3 workers, without waiting" in text
     assert f"free: {project.store}" in text
     assert "npy tree" in text
     on_slurm = ("--no_export", "--cluster", "slurm", "--gpus", "16")
@@ -137,7 +137,7 @@ def test_the_command_takes_a_rate_and_the_options_of_a_launch(project, monkeypat
 @pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf"])
 def test_a_rate_that_is_none_is_refused(project, capsys, rate):
     assert main(["plan", f"--rate={rate}", *project.launch_arguments()]) == 2
-    assert "expected samples per second, more than 0" in capsys.readouterr().err
+    assert "expected samples per second, greater than 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("spec", [TINY, ModelSpec()])

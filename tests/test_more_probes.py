@@ -106,7 +106,7 @@ def test_only_a_store_that_differs_in_too_few_probes_is_added_to(tmp_path):
 def test_epochs_that_would_be_lost_are_named(tmp_path):
     store = make_store(tmp_path / "s", 0, 100, 200)
     assert larger_store(store, 20, [0, 100, 200, 300]) == tmp_path / "s.20-probes"
-    with pytest.raises(StoreError, match="epochs 100, 200, which this launch does not name"):
+    with pytest.raises(StoreError, match="epochs 100, 200, which this launch does not include"):
         larger_store(store, 20, [0])
 
 

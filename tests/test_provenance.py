@@ -47,7 +47,7 @@ def verify(launched: Project, capfd: pytest.CaptureFixture[str]):
 def test_checkpoints_that_are_as_recorded_agree(verify):
     code, said = verify()
     assert code == 0
-    assert "every checkpoint is the file on record" in said
+    assert "every checkpoint matches the record" in said
 
 
 def test_a_file_that_was_copied_is_read_and_agrees(launched, verify, tmp_path):
@@ -75,7 +75,7 @@ def test_a_file_exchanged_for_another_of_its_size_and_time_is_noticed(launched, 
     code, said = verify(models=tmp_path)
     assert code == 1
     assert "index-0_epoch-1.pt: is not the file that the results of epoch 1" in said
-    assert "1 files are damaged or not those on record" in said
+    assert "1 files are damaged or do not match the record" in said
 
 
 def test_results_of_a_file_that_was_damaged_already_are_named(launched, tmp_path):
@@ -154,14 +154,14 @@ def test_a_small_difference_of_all_is_noticed(launched, monkeypatch):
 
     monkeypatch.setattr(ResultsStore, "read", changed)
     checkpoints, dataset = discover(launched.models, 0), read_cifar(launched.data)
-    assert "in the median" in disagreement(recompute(store, checkpoints, dataset, 5))
+    assert "median difference" in disagreement(recompute(store, checkpoints, dataset, 5))
 
 
 def test_another_data_set_is_refused(verify, tmp_path):
     write_cifar(tmp_path / "other", seed=7)
     code, said = verify("--recompute", "2", data=tmp_path / "other")
     assert code == 2
-    assert "--data_path names another data set" in said
+    assert "--data_path is not the data set that results store" in said
 
 
 def test_nothing_to_compute_from_is_refused(launched, verify, tmp_path):

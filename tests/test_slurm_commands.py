@@ -301,7 +301,7 @@ def test_a_command_of_slurm_that_hangs_is_given_up(pose, monkeypatch):
     with pytest.raises(SlurmError, match="sbatch did not answer within") as hung:
         slurm_commands.call("sbatch")
     assert hung.value.transient
-    with pytest.raises(ClusterError, match="does not take the job: sbatch did not answer"):
+    with pytest.raises(ClusterError, match="did not accept the job: sbatch did not answer"):
         submit("#!/bin/bash\n")
 
 

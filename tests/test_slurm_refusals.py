@@ -85,5 +85,5 @@ def test_a_time_limit_beyond_the_partition_s(login_node, tmp_path):
 def test_a_submission_that_is_refused_says_why(login_node, project, capsys):
     options = ("--submit", "--cluster", "slurm", "--partition", "nowhere")
     assert main(["launch", *project.launch_arguments(*options)]) == 2
-    text = "SLURM does not take the job: invalid partition specified: nowhere"
+    text = "SLURM did not accept the job: invalid partition specified: nowhere"
     assert text in capsys.readouterr().err

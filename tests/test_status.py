@@ -93,7 +93,7 @@ def test_a_run_is_followed_until_it_is_killed_and_until_its_end(project, running
     assert status["store"]["blocks"] == {"done": done, "of": BLOCKS}
     assert main(["status", str(project.store), "--watch"]) == 0
     text = capsys.readouterr().out
-    assert "ended without a word" in text
+    assert "killed: no exit was recorded" in text
     assert "run the same launch command again" in text
     assert files_of(project.root) == files, "it wrote something"
     assert run_record_file in files
@@ -105,7 +105,7 @@ def test_a_run_is_followed_until_it_is_killed_and_until_its_end(project, running
     assert status["store"]["epochs"] == {"done": EPOCHS, "of": EPOCHS}
     samples = int((ResultsStore.open(project.store).read("status") == 1).sum())
     assert status["store"]["samples"] == {"done": samples, "of": samples}
-    assert "to go on" not in describe(status)
+    assert "continue" not in describe(status)
     assert not [path for path in project.root.iterdir() if "partial" in path.name]
 
 
@@ -140,11 +140,11 @@ def test_blocks_that_failed_are_counted_and_named(project, running, capsys):
     running.communicate(timeout=200)
     assert running.returncode == 1
     status = status_of(project, capsys)
-    assert status["run"]["state"] == "finished, but for blocks that failed"
+    assert status["run"]["state"] == "finished, some blocks failed"
     assert len(status["run"]["failed"]) == BLOCKS / EPOCHS
     assert "changed while the run was going on" in status["run"]["failed"][0]["reason"]
     text = describe(status)
-    assert "failed    6 blocks, set aside; the last:\n          epoch 4 block" in text
+    assert "failed    6 blocks, set aside; last one:\n          epoch 4 block" in text
     assert "warning: trying again: epoch 4 block" in text or "error: " in text
 
 
@@ -154,7 +154,7 @@ def test_other_stores_have_no_run_on_record(project, tmp_path, capsys):
     status = read_status(tmp_path / "compact.zarr")
     assert status["run"] is None
     assert status["store"]["epochs"] == {"done": EPOCHS, "of": EPOCHS}
-    assert "run       none on record" in describe(status)
+    assert "run       no record" in describe(status)
 
 
 def test_where_there_is_nothing_it_says_so(tmp_path, capsys):
@@ -167,7 +167,7 @@ def test_a_run_that_is_checking_its_inputs_has_no_store_yet(tmp_path):
     with launcher_lock(store), recording(store):
         status = read_status(store)
         assert (status["store"], status["run"]["state"]) == (None, "running")
-        assert "not made yet: inputs are being checked" in describe(status)
+        assert "not created yet: inputs are being checked" in describe(status)
 
 
 def test_another_process_that_holds_the_lock_is_not_taken_for_the_run(tmp_path):
@@ -210,7 +210,7 @@ def test_a_store_without_its_surroundings_is_said_to_be_worked_on(tmp_path):
         (tmp_path / "mount").mkdir()
         os.rename(tmp_path / "s", tmp_path / "mount/s")
         said = describe(read_status(tmp_path / "mount/s"))
-    assert f"none on record here, but process {os.getpid()} on {socket.gethostname()} has" in said
+    assert f"no record here, but process {os.getpid()} on {socket.gethostname()} has" in said
 
 
 def test_a_launch_that_lost_its_lock_leaves_the_other_ones_record_alone(tmp_path):
@@ -240,7 +240,7 @@ def test_a_run_goes_on_if_it_cannot_say_how_far_it_is(project):
     project.store.with_name("curvature.zarr.run.json.partial").mkdir()
     run = project.launch()
     assert_ok(run)
-    assert run.stdout.count("daskcurv status is out of date until that ends") == 1
+    assert run.stdout.count("daskcurv status is out of date until this is fixed") == 1
 
 
 def test_workers_that_are_gone_are_left_out_at_once_and_others_stay(tmp_path, monkeypatch):
@@ -313,7 +313,7 @@ def test_the_text_of_a_run_on_a_cluster():
         "progress  13 of 210 blocks of this run, 3 running, 0 failed\n"
         "rate      2.5 samples/s, 1:40:00 left, until 2026-11-02 11:10 +0100\n"
         "workers   3 of 8 workers running, 5 jobs waiting in the queue\n"
-        "          gpu1:9  job 17, NVIDIA H100, 13 blocks, the last (epoch 200 block 2) in 4.2 s\n"
+        "          gpu1:9  job 17, NVIDIA H100, 13 blocks, last one (epoch 200 block 2) in 4.2 s\n"
         "messages  09:10:00 +0100 warning: job 7 ended\n"
         "log       /home/me/log/launch-1.log\n"
         "dashboard ssh -L 8787:127.0.0.1:8787 login1, then http://127.0.0.1:8787/status"

@@ -78,7 +78,7 @@ def test_an_interrupted_training_goes_on_bit_for_bit(
     assert len(kept) == after + 1
     caplog.set_level(logging.INFO, "daskcurv")
     train(directory, RUN)
-    assert f"goes on after epoch {after} of 3" in caplog.text
+    assert f"continues after epoch {after} of 3" in caplog.text
     assert_trained(directory, expected)
     for path, written in kept.items():
         assert (directory / "model_parameters" / path.name).stat().st_mtime_ns == written

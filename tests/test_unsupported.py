@@ -167,7 +167,7 @@ MIDDLES = [
     (two_samples, "view"),
     (changed_in_place, "reads what was changed in place"),
     (changed_through_a_view, "reads what was changed in place"),
-    (changed_behind_an_alias, "its graph has other gradients"),
+    (changed_behind_an_alias, "its graph has different gradients"),
     (detached, "method detach"),
     (data, "function getattr"),
     (broadcast, "function add"),
@@ -322,11 +322,11 @@ def test_the_clean_pass_is_compared_with_the_network_before_anything_is_returned
     settings: dict[str, Any] = {"method": "difference-propagation", "n_probes": 1}
     score_samples(model, images, labels, **settings)
     monkeypatch.setattr(Affine, "clean", lambda self, parts: clean(self, parts) + 0.01)
-    with pytest.raises(ConfigError, match=r"has other logits .* in a batch of 6"):
+    with pytest.raises(ConfigError, match=r"has different logits .* in a batch of 6"):
         score_samples(model, images, labels, **settings)
     monkeypatch.setattr(Affine, "clean", clean)
     monkeypatch.setattr(Rectifier, "clean_gradient", lambda self, parts: 2 * back(self, parts))
-    with pytest.raises(ConfigError, match="has other input gradients"):
+    with pytest.raises(ConfigError, match="has different input gradients"):
         score_samples(model, images, labels, **settings)
 
 

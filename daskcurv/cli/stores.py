@@ -119,9 +119,9 @@ def _has_its_origin(args: argparse.Namespace) -> bool:
     for one in damage[:_SHOWN]:
         log.error("%s: %s", one.where, one.what)
     if damage:
-        log.info("%s: %d files are damaged or not those on record", args.model_dir, len(damage))
+        log.info("%s: %d files are damaged or do not match the record", args.model_dir, len(damage))
     else:
-        log.info("%s: every checkpoint is the file on record", args.model_dir)
+        log.info("%s: every checkpoint matches the record", args.model_dir)
     if absent:
         log.info("%d epochs with results have no file, the first %d", len(absent), absent[0])
     if damage or not args.recompute:

@@ -1,4 +1,4 @@
-"""Where workers come from."""
+"""Clusters that run the workers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["open_cluster", "Cluster", "ClusterOptions"]
 
 @contextmanager
 def open_cluster(options: ClusterOptions, directory: Path) -> Iterator[Cluster]:
-    """Have workers for as long as the context lasts.
+    """Provide workers for the duration of the context.
 
     Parameters
     ----------

@@ -255,8 +255,8 @@ def slots_of(job: str, device: str) -> list[Slot]:
     counts = {node: max(count, 1) if device == "cpu" else count for node, count in nodes.items()}
     if not sum(counts.values()):
         raise ClusterError(
-            f"allocation {job} has no GPUs on {', '.join(nodes) or 'its nodes'}; ask for some, as "
-            "with salloc --gres=gpu:2, or add --device cpu"
+            f"allocation {job} has no GPUs on {', '.join(nodes) or 'its nodes'}; request some, for "
+            "example with salloc --gres=gpu:2, or add --device cpu"
         )
     LOG_DIR.mkdir(exist_ok=True)
     kind = "CPU worker" if device == "cpu" else "GPU"

@@ -1,4 +1,4 @@
-"""What the pipeline asks of a cluster, and what all clusters have in common."""
+"""The interface of a cluster to the pipeline, and code that all clusters share."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ def scheduler_settings(allowed_failures: int) -> dict[str, Any]:
 
 
 class Cluster(Protocol):
-    """Workers that come and go, and the connection to them.
+    """Workers that can start and stop at any time, and the connection to them.
 
     Attributes
     ----------
     client : distributed.Client
     dashboard : str
-        How to look at Dask's dashboard, empty if there is none.
+        How to open Dask's dashboard, empty if there is none.
     """
 
     client: Client
     dashboard: str
 
     def tend(self) -> str:
-        """Look after the workers; called about once a second.
+        """Check the workers and start missing ones; called about once a second.
 
         Returns
         -------
         str
-            How many there are, and what the others are waiting for.
+            Number of workers, and why others are waiting.
 
         Raises
         ------
@@ -54,11 +54,11 @@ class Cluster(Protocol):
         """
 
     def block_done(self) -> None:
-        """Note that some worker finished a block."""
+        """Record that a worker finished a block."""
 
 
 def way_to_dashboard(link: str) -> str:
-    """Return how to look at a dashboard that only this host can reach."""
+    """Return how to open a dashboard that only this host can reach."""
     port = link.rsplit(":", 1)[1].split("/")[0]
     tunnel = f"ssh -L {port}:127.0.0.1:{port} {socket.gethostname()}"
     return f"{tunnel}, then http://127.0.0.1:{port}/status"

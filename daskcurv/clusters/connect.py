@@ -1,4 +1,4 @@
-"""Workers of a Dask cluster that somebody else has started."""
+"""Workers of a Dask cluster that is already running."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def connected_cluster(options: ClusterOptions) -> Iterator[ForeignWorkers]:
         raise ClusterError(
             f"{address} has no TLS: anyone who can reach it can run programs as you. Start the "
             "scheduler and its workers with --tls-ca-file, --tls-cert and --tls-key and set the "
-            "same under distributed.comm.tls in Dask's configuration, or accept that by --insecure"
+            "same under distributed.comm.tls in Dask's configuration, or allow this with --insecure"
         )
     try:
         client = Client(address, security=Security(), timeout=CONNECT_SECONDS)

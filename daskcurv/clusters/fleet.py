@@ -27,11 +27,11 @@ TRIES = 3
 """Ends on one node, nodes without a worker, or ends by the time limit, that are evidence enough."""
 
 PATIENCE_SECONDS = 1800.0
-"""For how long nothing may start once it has, until the launch ends; for how long a node is left
-alone on which nothing starts."""
+"""Time without any start, after a first one, until the launch ends; time for which a node is
+excluded if nothing starts on it."""
 
 START_SECONDS = 900.0
-"""A job that runs for so long without a worker is no longer taken to be starting."""
+"""A job that has run this long without a worker no longer counts as starting."""
 
 BACK_OFF_SECONDS = 60.0
 """Time between two tries while a fleet is backing off."""
@@ -81,17 +81,17 @@ class End:
 
     @property
     def is_evidence(self) -> bool:
-        """Whether it speaks against the job rather than for a busy cluster."""
+        """Whether the job itself is the likely cause, rather than a busy cluster."""
         return self.state not in _NOT_ITS_FAULT
 
     @property
     def left_on_time(self) -> bool:
-        """Whether its worker left in good order, as one does whose time is nearly up."""
+        """Whether its worker stopped cleanly, as workers do before their time limit."""
         return self.joined and self.state == "COMPLETED"
 
 
 class Fleet:
-    """Judges the ends of jobs.
+    """Evaluates how jobs ended.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ class Fleet:
             self._failures.pop(end.node)
             self._exclude(
                 end,
-                f"started no worker in {TRIES} tries and is left alone for "
+                f"started no worker in {TRIES} tries and is not used for "
                 f"{PATIENCE_SECONDS / 60:.0f} min",
                 now,
                 PATIENCE_SECONDS,
@@ -198,7 +198,7 @@ class Fleet:
         log.warning("%s %s: %s", end.node, why, last_lines(end.log, 1) or "see its log")
 
     def check(self, *, workers: int, starting: int, waiting: int, now: float) -> None:
-        """Decide whether to go on.
+        """Raise if the launch cannot continue.
 
         Parameters
         ----------
@@ -214,7 +214,7 @@ class Fleet:
         Raises
         ------
         ClusterError
-            If there is no point in it.
+            If no progress can be expected.
         """
         self.on_hold = self._is_news and workers == 0 and self._nowhere(waiting, now)
         if self.on_hold and not starting:
@@ -223,8 +223,8 @@ class Fleet:
         late = [end for end in self._without_block if end.joined and end.state == "TIMEOUT"]
         if len(late) >= max(TRIES, self._wanted):
             raise _hopeless(
-                "jobs reach their time limit before a block is done; give a longer --time, or a "
-                "smaller --block_size to a new store",
+                "jobs reach their time limit before a block is done; give a longer --time, or "
+                "start a new store with a smaller --block_size",
                 late,
             )
         ended = [end for end in self._without_block if end.joined]

@@ -1,4 +1,4 @@
-"""Is this process's GPU fit for work? Prints what is wrong and exits with 1, or exits with 0."""
+"""Check this process's GPU. Print the problem and exit with 1, or exit with 0."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PATIENCE_SECONDS = 60
 
 
 def find_problem() -> str:
-    """Return what is wrong, empty if nothing is."""
+    """Return the problem, empty if there is none."""
     node, visible = platform.node(), os.environ.get("CUDA_VISIBLE_DEVICES")
     where = f"on {os.environ.get('SLURMD_NODENAME', node)}, CUDA_VISIBLE_DEVICES={visible}"
     if torch.version.cuda is None:
@@ -76,7 +76,7 @@ def _arithmetic_problem() -> str:
     left = (torch.arange(_SIZE * _SIZE) % 3 - 1).reshape(_SIZE, _SIZE).float()
     right = left.roll(1, dims=0).T.contiguous()
     if not torch.equal((left.cuda() @ right.cuda()).cpu(), left @ right):
-        return "the GPU multiplies wrongly"
+        return "the GPU computes wrong products"
     return ""
 
 

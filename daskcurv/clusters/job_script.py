@@ -182,7 +182,7 @@ def job_script(options: ClusterOptions) -> str:
 
 
 def import_jobqueue() -> ModuleType:
-    """Import dask-jobqueue without what it does by the way.
+    """Import dask-jobqueue without its side effects.
 
     On import it replaces the process's handler of Ctrl-C, and writes a file of commented settings
     that are not ours into the user's configuration.

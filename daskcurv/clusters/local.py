@@ -45,7 +45,7 @@ class LocalWorkers:
         self._starting = self._start()
 
     def tend(self) -> str:
-        """Say how many workers there are, and start those that are lacking.
+        """Return the number of workers as text, and start missing ones.
 
         Most that die are replaced by their nannies. One that dies while it starts takes its nanny
         along, and has to be started anew.
@@ -68,10 +68,10 @@ class LocalWorkers:
         elif self._failed_starts >= FAILED_STARTS or now - self._seen > PATIENCE_SECONDS:
             raise ClusterError(
                 "worker processes end while they start; their messages are above. The machine may "
-                "lack memory: launch again to go on, perhaps with fewer --workers"
+                "lack memory: run the same command again, with fewer --workers if needed"
                 if self._failed_starts
                 else f"there has been no worker process for {PATIENCE_SECONDS:.0f} s; the machine "
-                "may lack memory. Launch again to go on, perhaps with fewer --workers"
+                "may lack memory. Run the same command again, with fewer --workers if needed"
             )
         return counted(count, "worker")
 
@@ -167,7 +167,7 @@ def local_cluster(workers: int | None = None, device: str = "auto") -> Iterator[
 
 
 def gpus_for(workers: int | None, device: str) -> list[str]:
-    """Return the GPUs that local workers are to use; none if they compute on CPUs.
+    """Return the GPUs for local workers; empty if they compute on CPUs.
 
     Raises
     ------
@@ -176,7 +176,7 @@ def gpus_for(workers: int | None, device: str) -> list[str]:
     """
     gpus = [] if device == "cpu" else visible_gpus()
     if device == "cuda" and not gpus:
-        raise ConfigError("device is 'cuda', but no GPU is visible; leave it out, or say cpu")
+        raise ConfigError("device is 'cuda', but no GPU is visible; omit it, or use cpu")
     if gpus and workers and workers > len(gpus):
         raise ConfigError(
             f"workers is {workers}, but {len(gpus)} GPU(s) are visible; expected at most one "

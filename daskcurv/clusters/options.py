@@ -1,8 +1,8 @@
-"""Where workers are to come from: the options of every kind of cluster, checked.
+"""Options of every kind of cluster, with their checks.
 
-What a site has in common for all its users, such as partition and account, can stand in a file:
+Settings that all users of a site share, such as partition and account, can be kept in a file:
 YAML under the key ``daskcurv.slurm``, in ``~/.config/dask/`` or wherever else Dask looks for its
-configuration. What is said on the command line wins.
+configuration. Options on the command line override it.
 """
 
 from __future__ import annotations
@@ -34,32 +34,32 @@ _LISTS = ("prologue", "sbatch_extra", "submit_extra")
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions:
-    """What was asked for.
+    """Options of the cluster.
 
     Attributes
     ----------
     cluster : {"local", "slurm", "allocation", "connect"}
     device : {"auto", "cuda", "cpu"}
-        What workers compute on. ``"auto"`` is the GPU, except that local workers take the CPU
-        where no GPU is visible.
+        Device of the workers. ``"auto"`` is the GPU, except that local workers use the CPU if no
+        GPU is visible.
     workers : int, optional
         Local worker processes.
     scheduler : str, optional
         Address, or file with the address, of the running Dask scheduler to connect to.
     insecure : bool
-        Go without TLS.
+        Disable TLS.
     gpus : int
-        Workers to hold, each a job of its own, with one GPU or, on CPUs, none.
+        Number of workers. Each is a separate job with one GPU (no GPU on CPUs).
     nodes : int
-        Nodes of the allocation that ``--submit --cluster allocation`` asks for.
+        Nodes of the allocation that ``--submit --cluster allocation`` requests.
     partition, account, qos, time, constraint : str, optional
         As for ``sbatch``.
     cpus_per_gpu : int
     mem_per_gpu : str
         As in ``sbatch --mem``: a number with K, M, G or T.
     gres : str, optional
-        What each job (with an allocation, each node) asks for; ``"none"`` for nothing. By default
-        one GPU, and nothing if workers compute on the CPU.
+        Resources that each job (with an allocation, each node) requests; ``"none"`` for nothing.
+        By default one GPU, and nothing if workers compute on the CPU.
     prologue : tuple of str
         Shell lines that a job runs before its worker.
     sbatch_extra : tuple of str
@@ -67,7 +67,7 @@ class ClusterOptions:
     submit_extra : tuple of str
         Further options of ``sbatch`` for a submitted launcher whose workers are other jobs.
     interface : str, optional
-        Network interface that launcher and workers talk over.
+        Network interface for connections between launcher and workers.
     """
 
     cluster: str = "local"
@@ -118,8 +118,8 @@ class ClusterOptions:
             )
         if self.cluster == "slurm" and self.gpus_per_node > 1:
             raise ConfigError(
-                f"gres is {self.gres!r}; each job is one worker with one GPU (gpu:1). Say --gpus "
-                "for how many jobs"
+                f"gres is {self.gres!r}; each job is one worker with one GPU (gpu:1). Set "
+                "the number of jobs with --gpus"
             )
         for line in (*self.sbatch_extra, *self.submit_extra):
             _check_extra(line)
@@ -211,21 +211,21 @@ def cluster_options(given: Mapping[str, Any]) -> ClusterOptions:
             )
         if cluster == "slurm":
             if "gpus" in chosen:
-                raise ConfigError("--workers and --gpus both say how many jobs to hold; give one")
+                raise ConfigError("--workers and --gpus both set the number of jobs; give one")
             chosen["gpus"] = chosen.pop("workers")
     if cluster == "allocation" and "gpus" in chosen:
         raise ConfigError(
-            "--gpus is for --cluster slurm; an allocation has a worker on each of its GPUs. Ask "
-            "for them by --nodes and --gres"
+            "--gpus is for --cluster slurm; an allocation has a worker on each of its GPUs. "
+            "Request them with --nodes and --gres"
         )
     inside = cluster == "allocation" and not given.get("submit", False)
     if inside and (stray := [name for name in JOB_OPTIONS if name in chosen]):
         raise ConfigError(
-            f"--{stray[0]} says what to ask SLURM for, and this allocation is there already; say "
-            "it to salloc or sbatch, or add --submit"
+            f"--{stray[0]} is an option for new SLURM jobs, and this allocation already exists; "
+            "give it to salloc or sbatch, or add --submit"
         )
     if cluster == "slurm" and "nodes" in chosen:
-        raise ConfigError("--nodes is for --cluster allocation; with --cluster slurm say --gpus")
+        raise ConfigError("--nodes is for --cluster allocation; with --cluster slurm use --gpus")
     if cluster != "connect" and "scheduler" in chosen:
         raise ConfigError("--scheduler is for --cluster connect")
     for name in _LISTS:
@@ -239,7 +239,7 @@ def cluster_options(given: Mapping[str, Any]) -> ClusterOptions:
 
 
 def site_settings() -> dict[str, Any]:
-    """Return what the site's configuration file says.
+    """Return the settings in the site's configuration file.
 
     Raises
     ------

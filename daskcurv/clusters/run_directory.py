@@ -1,4 +1,4 @@
-"""What a run leaves beside its store while it lasts: credentials, and which jobs are its own.
+"""The directory that a run keeps beside its store: credentials, and the list of its jobs.
 
 A launcher that ends in the ordinary way, by an error or by a signal takes the directory and the
 jobs along. One that is killed cannot; so a guard, a shell that does nothing but wait for the
@@ -105,7 +105,7 @@ def run_directory(path: Path, job_name: str | None = None) -> Iterator[Path]:
             elif job_name:
                 slurm_commands.cancel(job_name)
         except SlurmError as error:
-            log.warning("jobs could not be cancelled, the guard tries on: %s", error)
+            log.warning("jobs could not be cancelled; the guard process keeps trying: %s", error)
             assert guard.stdin is not None
             guard.stdin.close()
             # It outlives this process; nobody waits for it.
@@ -190,15 +190,15 @@ def credentials(directory: Path) -> Security:
     if (mode := stat.S_IMODE(directory.stat().st_mode)) & 0o077:
         raise ClusterError(
             f"{directory} cannot be kept from other users: its file system gives it mode {mode:o}, "
-            "so credentials in it would not be secret. Put --store on another file system, or go "
-            "without TLS by --insecure"
+            "so credentials in it would not be secret. Put --store on another file system, or "
+            "disable TLS with --insecure"
         )
     try:
         made = Security.temporary()
     except ImportError as error:
         raise ClusterError(
-            f"no TLS between processes: {error}. Install the package cryptography, or go without "
-            "TLS by --insecure"
+            f"no TLS between processes: {error}. Install the package cryptography, or disable "
+            "TLS with --insecure"
         ) from error
     files = {}
     for name in ("tls_ca_file", "tls_scheduler_cert", "tls_scheduler_key"):

@@ -152,7 +152,7 @@ class SlurmFleet:
             queue = asked.result()
         except SlurmError as error:
             if not self._is_silent:
-                log.warning("SLURM does not answer, asking again: %s", error)
+                log.warning("SLURM does not answer; retrying: %s", error)
             self._is_silent = True
             self._text = f"{len(connected)} of {self._options.gpus} workers, SLURM does not answer"
             return self._text
@@ -176,7 +176,7 @@ class SlurmFleet:
                 self._forget(slot)
                 ends.append(self._end_of(job.job_id, queue))
         if refusal and SlurmError(refusal).transient:
-            log.warning("SLURM did not take a job, trying again: %s", refusal)
+            log.warning("SLURM did not accept a job; retrying: %s", refusal)
             # It may have, without saying so; that shows in the queue by then.
             self._submit_at = now + PAUSE_SECONDS
         elif refusal:
@@ -275,7 +275,7 @@ class SlurmFleet:
         self._stuck_since = self._stuck_since or now
         if now - self._stuck_since > _NEVER_SECONDS:
             raise ClusterError(
-                f"job {stuck[0].id} will never start: SLURM lets it wait for the reason "
+                f"job {stuck[0].id} will never start: SLURM's reason is "
                 f"{stuck[0].reason}. Change --time, --partition, --account, --qos, --constraint or "
-                "--gres; squeue and sinfo tell what there is"
+                "--gres; squeue and sinfo show what is available"
             )

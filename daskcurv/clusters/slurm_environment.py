@@ -1,10 +1,10 @@
-"""What SLURM's commands see of this process's environment.
+"""The environment that SLURM's commands are run with.
 
-An environment variable of ``sbatch`` wins over the same line of a job script, those of ``squeue``
-and ``scancel`` hide jobs from the launcher, those of ``srun`` change where a worker writes and when
-it is ended. So none of them is passed on, except for what a site sets for its users and the
-launcher was not told: account, partition and the like. What a job script says itself is said again
-on ``sbatch``'s command line, where it wins over those (`daskcurv.clusters.slurm_commands.submit`).
+Environment variables of ``sbatch`` override the lines of a job script, those of ``squeue`` and
+``scancel`` hide jobs from the launcher, and those of ``srun`` change where a worker writes and when
+it is ended. None of them is passed on, except for settings of the site that the launcher's options
+do not set: account, partition and the like. The directives of a job script are repeated on
+``sbatch``'s command line, which overrides them (`daskcurv.clusters.slurm_commands.submit`).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _SITE = {
     "SBATCH_TIMELIMIT": ("--time", "-t"),
     "SBATCH_WCKEY": ("--wckey",),
 }
-"""Variables that count where nothing else is asked for, each with the options that say the same."""
+"""Variables that are used if no option sets the same; each with the corresponding options."""
 
 _ALLOCATION = ("SLURM_JOBID", "SLURM_NODE_ALIASES", "SLURM_STEPMGR", "SLURM_WORKING_CLUSTER")
-"""What ``srun`` is told of the allocation it runs in, beside ``SLURM_JOB_…``."""
+"""Variables that describe the allocation to ``srun``, besides ``SLURM_JOB_…``."""
 
 _REQUESTS = ("SLURM_CLUSTERS", "SLURM_HINT", "SLURM_HOSTFILE")
-"""Variables of ``sbatch`` whose names say otherwise."""
+"""Variables of ``sbatch`` without its prefix."""
 
 _STEP_REQUESTS = (
     "SLURM_CONSTRAINT", "SLURM_CONTAINER", "SLURM_EXCLUSIVE", "SLURM_GRES", "SLURM_PARTITION",
@@ -70,7 +70,7 @@ def _without_requests(kept: Callable[[str], bool]) -> dict[str, str]:
 
 
 def tell_about_jobs(directives: Iterable[str]) -> None:
-    """Log which of the user's variables count for a job with these directives, and which do not."""
+    """Log which of the user's variables are used for a job with these directives."""
     asked = {word.partition("=")[0] for word in directives}
     site = {name for name in _SITE if name in os.environ}
     used = {name for name in site if not asked.intersection(_SITE[name])}
@@ -87,7 +87,7 @@ def tell_about_jobs(directives: Iterable[str]) -> None:
 
 
 def tell_about_steps() -> None:
-    """Log which of the user's variables for ``srun`` do not count."""
+    """Log which of the user's variables for ``srun`` are ignored."""
     requests = {name for name in os.environ if name.startswith("SRUN_")}
     requests.update(name for name in _STEP_REQUESTS if name in os.environ)
     if requests:

@@ -134,7 +134,7 @@ def submit(script: str) -> tuple[str, Path]:
         try:
             job = slurm_commands.submit(Path(file.name))
         except SlurmError as error:
-            raise ClusterError(f"SLURM does not take the job: {error}") from error
+            raise ClusterError(f"SLURM did not accept the job: {error}") from error
     if slurm_commands.show(job).get("JobId") != job:
         log.warning("SLURM does not know of job %s; squeue --me lists yours", job)
     return job, LOG_DIR.absolute() / LAUNCHER_LOG.format(job=job)

@@ -1,11 +1,11 @@
-"""The program of a cluster's job: look at the device, then work for the scheduler.
+"""The program of a cluster's job: check the device, then run a worker.
 
 Usage::
 
     python -m daskcurv.clusters.worker [--device cuda|cpu] [--step NAME --slot N] SCHEDULER ...
 
 Further options are those of ``dask worker``; its name is not taken over. The job ends with exit
-status `UNFIT` if the device is not fit for work, so that the launcher can tell a bad node from a
+status `UNFIT` if the device is unusable, so that the launcher can distinguish a bad node from a
 bad job script.
 """
 
@@ -37,7 +37,7 @@ _STAGGER = 0.05
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the worker until it is told to leave; return the exit status."""
+    """Run the worker until it is asked to stop; return the exit status."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--step", default="")
@@ -76,8 +76,8 @@ def main(argv: Sequence[str]) -> int:
 def job_name() -> str:
     """Return the job's id, with the number of the start if SLURM has started it before.
 
-    So a worker is told from its predecessor in a requeued job, which the scheduler may not yet
-    have noticed to be gone.
+    This distinguishes a worker from its predecessor in a requeued job, which the scheduler may
+    still list.
     """
     job = os.environ.get("SLURM_JOB_ID", f"{platform.node()}-{os.getpid()}")
     restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
@@ -110,9 +110,9 @@ def set_deadline(name: str) -> None:
 
 
 def problem_of_device() -> str:
-    """Return what is wrong with the GPU, empty if it is fit.
+    """Return the problem of the GPU, empty if there is none.
 
-    Found out by another process, as one that has used a GPU keeps some of its memory.
+    A separate process checks it, because a process that has used a GPU keeps some of its memory.
     """
     command = [sys.executable, "-m", "daskcurv.clusters.gpu_check"]
     try:

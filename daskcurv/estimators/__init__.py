@@ -19,7 +19,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
 
 
 def get_estimator(method: str) -> type[Estimator]:
-    """Return the estimator called `method`, or raise `ConfigError` listing those there are."""
+    """Return the estimator called `method`, or raise `ConfigError` with the known methods."""
     try:
         return ESTIMATORS[method]
     except KeyError:

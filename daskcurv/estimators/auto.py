@@ -1,4 +1,4 @@
-"""The fast method where it can be had and is seen to be right, else the direct one."""
+"""The fast method if it applies and passes a self-check, else the direct one."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ CHECK_SAMPLES = 8
 CHECK_PROBES = 4
 MEDIAN_ERROR = 0.01
 WORST_ERROR = 0.5
-"""What the curvature may differ by, relative to the direct method, in the self-check.
+"""Largest accepted difference of the curvature from the direct method, in the self-check.
 
-Far above what rounding does to a sound network (see docs/estimators.md), far below what a wrong
-rule would.
+Far above the effect of rounding (see docs/estimators.md), far below the effect of a wrong rule.
 """
 
 
@@ -119,20 +118,20 @@ class Auto:
 def settle(config: EstimatorConfig, device: torch.device) -> EstimatorConfig:
     """Return the settings with their precision decided for a device.
 
-    A CPU without fast bfloat16 also settles the method, if both are left to ``"auto"``: direct
-    finite differences. A precision that is given, or that a store was begun with, leaves the method
-    as it is.
+    If both method and precision are ``"auto"``, a CPU without fast bfloat16 also sets the method:
+    direct finite differences. A precision that is given, or taken from an existing store, does not
+    change the method.
 
     Raises
     ------
     ConfigError
-        If the method does not have the precision that is asked for.
+        If the method does not support the requested precision.
     """
     propagates = config.method in ("auto", "difference-propagation")
     if not propagates and config.precision not in ("auto", "float32"):
         raise ConfigError(
             f"precision is {config.precision!r}, but method {config.method!r} is always computed "
-            "in float32; leave one of them out"
+            "in float32; omit one of them"
         )
     if config.precision != "auto":
         return config

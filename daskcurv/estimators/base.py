@@ -1,4 +1,4 @@
-"""What every estimator is given, and what it returns."""
+"""The inputs and results of every estimator."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class SampleLoss:
 
 
 class ProbeMeans:
-    """Means over probes of what a change Δg of the input gradient amounts to.
+    """Means over probes of the measures of a change Δg of the input gradient.
 
     Sums over pixels and probes run in float64: they are a negligible part of the work, and keep the
     accuracy of the result that of Δg.

@@ -142,8 +142,8 @@ class DifferencePropagation:
         ):
             if error > most:
                 raise UnsupportedError(
-                    f"{type(self._model).__name__} taken apart has other {what} than the network "
-                    f"itself: they differ by {error:.1%} in a batch of {len(images)}"
+                    f"{type(self._model).__name__} decomposed has different {what} from the "
+                    f"network itself: they differ by {error:.1%} in a batch of {len(images)}"
                 )
 
 

@@ -1,4 +1,4 @@
-"""The pointwise arithmetic of difference propagation, fused where a compiler is to be had.
+"""The pointwise arithmetic of difference propagation, fused if a C++ compiler is available.
 
 The four functions act on flat views: ``(P, n)`` for what belongs to P probes, ``(n,)`` for what
 belongs to the clean pass. So each is compiled once for all layers of all networks. They compute in
@@ -205,7 +205,9 @@ class Kernels:
                 raise
             # A missing or failing compiler shows in many ways.
             reason = (str(error).strip() or repr(error)).splitlines()[0]
-            log.warning("torch.compile does not work here; going on without, slower: %s", reason)
+            log.warning(
+                "torch.compile does not work here; continuing without it, slower: %s", reason
+            )
             self._functions = self._plain
             self._since = math.inf
             return self._functions[name](*arguments)

@@ -1,4 +1,4 @@
-"""Calling a network: the one place where estimators do, and where what it returns is checked."""
+"""Calls a network for all estimators, and checks what it returns."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def input_gradient(
     if gradient is None:
         raise ConfigError(
             f"the logits of {type(network).__name__} have no gradient with respect to its input "
-            "(is it detached, rounded or an index on the way?); curvature is about that gradient"
+            "(is it detached, rounded or an index on the way?); curvature needs that gradient"
         )
     return gradient, losses.detach(), logits.detach()
 

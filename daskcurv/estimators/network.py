@@ -14,7 +14,7 @@ from daskcurv.estimators.tracing import UnsupportedError, first_line
 
 
 class Network:
-    """A network in eval mode, taken apart.
+    """A network in eval mode, decomposed into layers.
 
     Parameters
     ----------

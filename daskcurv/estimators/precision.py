@@ -1,4 +1,4 @@
-"""Float32 that is float32, whatever the process has been told.
+"""Float32 products in full float32, whatever the settings of the process.
 
 Frameworks trade float32 for something faster behind the caller's back: cuDNN convolutions use
 TF32 by default, ``torch.set_float32_matmul_precision`` turns matrix products into TF32 or bf16 (on
@@ -148,10 +148,10 @@ def _flushes_denormals() -> bool:
 
 @cache
 def lowered_precision(device: torch.device) -> str:
-    """Return which float32 products are less than that in spite of `true_float32`, empty if none.
+    """Return which float32 products have a lower precision despite `true_float32`, empty if none.
 
-    Libraries can be told so by their environment variables, past the framework. A product of two
-    numbers just above 1 gives it away.
+    Environment variables can set this in libraries, independently of the framework. It shows in a
+    product of two numbers just above 1.
 
     Parameters
     ----------

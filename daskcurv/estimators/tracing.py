@@ -52,11 +52,11 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
         # The model's own code can fail in any way when handed something else than a tensor.
         raise UnsupportedError(f"{name} cannot be traced: {first_line(error)}") from error
     if not agrees:
-        raise UnsupportedError(f"{name} cannot be traced: its graph has other gradients")
+        raise UnsupportedError(f"{name} cannot be traced: its graph has different gradients")
     _fold(traced)
     folded, expected = (network(example.clone()).detach() for network in (traced, model))
     if relative_error(folded, expected) > _TOLERANCE:
-        raise UnsupportedError(f"{name} has other logits with its normalisation folded")
+        raise UnsupportedError(f"{name} has different logits with its normalisation folded")
     return traced
 
 

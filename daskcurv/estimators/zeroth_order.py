@@ -1,4 +1,4 @@
-r"""Curvature from losses alone, for networks whose gradients cannot be had.
+r"""Curvature from losses alone, for networks without usable gradients.
 
 For a pair of independent Rademacher probes u, v, four losses around the sample give
 

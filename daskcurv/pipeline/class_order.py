@@ -1,4 +1,4 @@
-"""Where a run's class order comes from: a file, or the experiment's index.
+"""The source of a run's class order: a file, or the experiment's index.
 
 A wrong order gives wrong results without any error. So the order is regenerated only if there is
 nothing that may be the file: a link that leads nowhere, a file of almost the same name, or a
@@ -41,8 +41,8 @@ def find_class_order(options: LaunchOptions, num_classes: int) -> tuple[NDArray[
     index = options.experiment_index
     expected = class_order_of(index, num_classes)
     if options.class_order == REGENERATE:
-        log.info("class order regenerated from experiment index %d, as asked for", index)
-        return expected, f"{REGENERATED}, as asked for"
+        log.info("class order regenerated from experiment index %d, as requested", index)
+        return expected, f"{REGENERATED}, as requested"
     path = options.class_order or _beside_models(options)
     if options.class_order is None and not exists(path, "class order"):
         others = _refuse_what_may_be_it(path, options)
@@ -56,7 +56,7 @@ def find_class_order(options: LaunchOptions, num_classes: int) -> tuple[NDArray[
     order = read_class_order(path, num_classes)
     if not np.array_equal(order, expected):
         log.info(
-            "class order %s is used; it is not the one experiment index %d would draw",
+            "class order %s is used; it differs from the one drawn for experiment index %d",
             path,
             index,
         )
@@ -96,7 +96,7 @@ def _refuse_what_may_be_it(path: Path, options: LaunchOptions) -> str:
     if may_be_it:
         raise DataError(
             f"class order {path} does not exist, but {path.parent} has {listed(may_be_it)}, which "
-            f"may be it under another name. {advice}"
+            f"may be the same file under another name. {advice}"
         )
     return f"{path.parent} has only {listed(visible)}" if visible else ""
 

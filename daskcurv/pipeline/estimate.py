@@ -1,4 +1,4 @@
-"""What a run would take: work, time and disk, before it is begun."""
+"""Estimated work, time and disk space of a run, before it starts."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would take.
+    """Estimated work, time and disk space of a run.
 
     Attributes
     ----------
@@ -80,11 +80,11 @@ class Estimate:
         Samples per second of one worker.
     rate_source : str
     workers : int or None
-        None if that is not the launcher's to say.
+        None if the launcher does not choose it.
     store : Size
         Of the results store when it is complete.
     export : Size
-        Of the npy tree; nothing if none is asked for.
+        Of the npy tree; zero if there is no export.
     copy : Size
         Of the workers' copy of the data set.
     """
@@ -110,14 +110,14 @@ class Estimate:
 
 
 def dry_run(options: LaunchOptions, inputs: Inputs, rate: float | None = None) -> Estimate:
-    """Check everything that a launch would, and say what it would do and take.
+    """Check everything that a launch checks, and print its work, time and disk space.
 
     Parameters
     ----------
     options : LaunchOptions
     inputs : Inputs
     rate : float, optional
-        Samples per second of one worker; by default what the store has on record.
+        Samples per second of one worker; by default the rate recorded in the store.
     """
     base = smaller_store(options.store, inputs.identity)
     if base:
@@ -134,15 +134,15 @@ def dry_run(options: LaunchOptions, inputs: Inputs, rate: float | None = None) -
 
 def _rate(stated: float | None, store: ResultsStore | None, plan: Plan) -> tuple[float | None, str]:
     if stated is not None:
-        return stated, "as stated"
+        return stated, "as given"
     measured = None if store is None else measured_rate(store, plan.done[: len(store.rows)])
     if measured is None:
-        return None, "not known: state one with daskcurv plan --rate, such as daskcurv doctor's"
-    return measured, "as measured so far"
+        return None, "unknown: set it with daskcurv plan --rate; daskcurv doctor measures it"
+    return measured, "measured so far"
 
 
 def measured_rate(store: ResultsStore, done_blocks: NDArray[np.bool_]) -> float | None:
-    """Return the samples per second of one worker that a store has on record, if any.
+    """Return the recorded samples per second of one worker, or None if there is none.
 
     Parameters
     ----------
@@ -235,8 +235,8 @@ def warn_of_full_disk(options: LaunchOptions, dataset: Cifar, plan: Plan) -> Non
         free = shutil.disk_usage(existing(path)).free
         if missing and needed > free:
             log.warning(
-                "%s needs about %s more on disk, and %s are free: when the disk is full the run "
-                "stops, and the same command goes on once there is space",
+                "%s needs about %s more on disk, but only %s are free: when the disk is full, the "
+                "run stops; free some space and run the same command again to continue",
                 path,
                 size_text(needed),
                 size_text(free),
@@ -303,7 +303,7 @@ def _describe(estimate: Estimate, options: LaunchOptions) -> str:
         text = f"{hours:,.2f} device-hours"
         if estimate.workers:
             seconds = math.ceil(estimate.device_seconds / estimate.workers)
-            text += f": {timedelta(seconds=seconds)} on {estimate.workers} workers, once they run"
+            text += f": {timedelta(seconds=seconds)} on {estimate.workers} workers, without waiting"
         lines.append(f"{'time':<16}{text}")
     places = [("store", options.store, estimate.store)]
     if options.export:

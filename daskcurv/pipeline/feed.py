@@ -1,8 +1,8 @@
-"""Tasks to a cluster through a bounded window.
+"""Feeds tasks to a cluster, a bounded number at a time.
 
-A scheduler that holds every task of a long run needs gigabytes; one that always holds a few per
-worker stays flat, and keeps every worker busy all the same. What fails is tried again, on another
-worker if there is one, and set aside if it keeps failing, while the rest goes on.
+A scheduler that holds all tasks of a long run needs gigabytes; a few tasks per worker keep its
+memory constant and every worker busy. A failed task is tried again, on another worker if there is
+one. A task that fails repeatedly is set aside, and the run continues.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def feed(
     may_start: Callable[[], bool] = lambda: True,
     may_wait: Callable[[], bool] = lambda: True,
 ) -> Iterator[Done[Task, Report] | SetAside[Task] | Waiting]:
-    """Run tasks on a cluster, a few per worker at a time, and yield what becomes of them.
+    """Run tasks on a cluster, a few per worker at a time, and yield events.
 
     Parameters
     ----------
@@ -102,15 +102,15 @@ def feed(
     tasks : iterable
         Consumed lazily, in order.
     may_start : callable, optional
-        Asked before each task is handed out. Once it says no, what is running is awaited, and the
-        rest is left.
+        Called before each task is submitted. After it returns False, running tasks are awaited and
+        no others are submitted.
     may_wait : callable, optional
-        Asked about once a second. Once it says no, what is running is left too.
+        Called about once a second. After it returns False, running tasks are not awaited either.
 
     Yields
     ------
     Done, SetAside or Waiting
-        In the order in which things happen; `Waiting` about once a second.
+        In the order of events; `Waiting` about once a second.
 
     Raises
     ------
@@ -137,7 +137,7 @@ def feed(
         try:
             finished.put((future, await client.gather(future, asynchronous=True), None))
         except asyncio.CancelledError:
-            finished.put((future, None, ClusterError("the scheduler forgot the task")))
+            finished.put((future, None, ClusterError("the scheduler lost the task")))
         except Exception as error:
             finished.put((future, None, error))
 
@@ -173,7 +173,7 @@ def feed(
         task = running.pop(future)
         if error is None:
             if isinstance(report, Declined):
-                log.info("%s leaves: %s", report.worker, report.reason)
+                log.info("%s stops: %s", report.worker, report.reason)
                 client.run_on_scheduler(_dismiss, report.worker)
                 again.append(task)
             else:
@@ -211,7 +211,9 @@ async def _dismiss(worker: str, dask_scheduler: Scheduler) -> None:
 
 def _connected_workers(client: Client) -> frozenset[str]:
     if client.status != "running":
-        raise ClusterError("the connection to the Dask scheduler is lost; launch again to go on")
+        raise ClusterError(
+            "the connection to the Dask scheduler is lost; run the same command again to continue"
+        )
     return frozenset(client.nthreads())
 
 

@@ -1,4 +1,4 @@
-"""Everything a run reads, found and checked before any hour is spent."""
+"""All inputs of a run, found and checked before anything is computed."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def choose_epochs(options: LaunchOptions, available: Iterable[int]) -> list[int]
     chosen = [epoch for epoch in wanted if epoch in available]
     if not chosen:
         raise CheckpointError(
-            f"none of the {len(wanted)} epochs asked for has a checkpoint in {options.model_dir}"
+            f"none of the {len(wanted)} requested epochs has a checkpoint in {options.model_dir}"
         )
     return chosen
 

@@ -2,7 +2,7 @@
 
 Check every input → create or open the store → list missing blocks → feed them to the cluster →
 finish and export epochs as their blocks complete. What is done is recorded by the blocks
-themselves, so a run can be stopped at any instant and the same command goes on.
+themselves, so a run can be stopped at any time and continued with the same command.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ log = logging.getLogger(__name__)
 ACCOUNT_SECONDS = 5.0
 HOPELESS = 10
 DRAIN_SECONDS = 60.0
-"""What a launcher with a time limit keeps of it for ending, beyond the blocks that are running."""
+"""Time that a launcher with a time limit reserves for ending, besides the running blocks."""
 LAST_SECONDS = 25.0
-"""So long before its limit it ends whatever happens, as its job would be ended otherwise."""
+"""Time before its limit at which it ends in any case, because its job would be killed then."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class Outcome:
     Attributes
     ----------
     set_aside : int
-        Blocks that kept failing.
+        Blocks that failed repeatedly.
     left : int
-        Blocks for which the launcher had no time left.
+        Blocks not computed because the launcher ran out of time.
     not_finite : int
         Results that are not finite numbers.
     """
@@ -79,11 +79,11 @@ class Outcome:
 
     @property
     def state(self) -> str:
-        """The same in words."""
+        """The outcome in words."""
         if self.left:
             return "out of time"
         if self.set_aside:
-            return "finished, but for blocks that failed"
+            return "finished, some blocks failed"
         return "finished, with results that are not finite" if self.not_finite else "finished"
 
 
@@ -199,7 +199,7 @@ class _Run:
         if not self._has_time():
             raise ConfigError(
                 f"the time limit of job {os.environ.get('SLURM_JOB_ID')} leaves no time to compute "
-                "anything; give it several minutes at least (--time)"
+                "anything; set at least several minutes (--time)"
             )
         try:
             with (
@@ -244,8 +244,8 @@ class _Run:
                 log.error("set aside: %s: %s", task, reason)
                 if not self._computed and len(self._set_aside) >= HOPELESS:
                     raise DaskcurvError(
-                        f"the first {HOPELESS} blocks all failed, the last with: {reason}. Nothing "
-                        "was computed; the log has details"
+                        f"the first {HOPELESS} blocks all failed; the last error: {reason}. "
+                        "Nothing was computed; see the log for details"
                     )
             case Waiting(workers, running, connected):
                 progress.tick(workers, running)
@@ -276,8 +276,8 @@ class _Run:
             self._not_finite.add(task.epoch)
             note_epochs(self._store, self._not_finite)
             log.warning(
-                "%s: %d of %d results are not finite numbers; the network overflows, or its "
-                "weights are impossible",
+                "%s: %d of %d results are not finite numbers; the network overflows or its "
+                "weights are invalid",
                 task,
                 report.not_finite,
                 task.samples,
@@ -333,25 +333,27 @@ class _Run:
         if self._options.export:
             log.info("exported to %s", self._options.save_base_dir)
         if self._store.done_blocks().all():
-            log.info("to query it faster: daskcurv compact %s OUT", self._store.path)
+            log.info("for faster queries: daskcurv compact %s OUT", self._store.path)
         if self._set_aside:
             log.error(
-                "%d blocks kept failing and were set aside; the same command tries them again:",
+                "%d blocks failed repeatedly and were set aside; run the same command again to "
+                "retry them:",
                 len(self._set_aside),
             )
             for failure in self._set_aside:
                 log.error("  %s: %s", failure.task, failure.reason)
         if not_finite := self._count_not_finite():
             log.error(
-                "%d results are not finite numbers, at epochs %s: the network overflows there, or "
-                "its weights are impossible. Check these checkpoints, or leave them out (--epochs)",
+                "%d results are not finite numbers, at epochs %s: the network overflows or its "
+                "weights are invalid. Check these checkpoints, or exclude them (--epochs)",
                 sum(not_finite.values()),
                 told(not_finite),
             )
         left = sum(self._left.values()) - len(self._set_aside)
         if left:
             log.warning(
-                "the time limit of job %s is near: %d blocks are left, the same command goes on",
+                "the time limit of job %s is near: %d blocks are left; run the same command again "
+                "to continue",
                 os.environ.get("SLURM_JOB_ID"),
                 left,
             )

@@ -55,11 +55,11 @@ def larger_store(base: ResultsStore, n_probes: int, epochs: Iterable[int]) -> Pa
     if lost := sorted(base.rows.keys() - set(epochs)):
         raise StoreError(
             f"results store {base.path} has epochs {', '.join(map(str, lost))}, which this launch "
-            f"does not name; to raise n_probes to {n_probes}, name all of its epochs"
+            f"does not include; to raise n_probes to {n_probes}, include all epochs of the store"
         )
     path = beside(base.path, f".{n_probes}-probes")
     log.info(
-        "adding probes %d to %d to each sample of %s, in %s until all are there",
+        "adding probes %d to %d to each sample of %s, in %s until all are computed",
         base.identity["estimator"]["n_probes"] + 1,
         n_probes,
         base.path,
@@ -84,7 +84,7 @@ def change_places(path: Path, larger: Path, lock: LauncherLock) -> None:
         shutil.rmtree(previous)
     except OSError as error:
         raise StoreWriteError(
-            f"cannot put {larger} in the place of {path}: {error.strerror}. Both are whole; run "
+            f"cannot replace {path} with {larger}: {error.strerror}. Both are complete; run "
             "the same command again"
         ) from error
     log.info("%s now has the added probes", path)

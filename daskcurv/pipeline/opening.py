@@ -1,4 +1,4 @@
-"""The store that a run fills: opened or created, held against the checkpoints, and mended."""
+"""The store that a run fills: opened or created, checked against the checkpoints, and repaired."""
 
 from __future__ import annotations
 
@@ -103,10 +103,10 @@ def open_existing(
 
 
 def say_what_is_lost(store: ResultsStore) -> None:
-    """Warn of blocks that were done and have lost a file; they are computed anew."""
+    """Warn of finished blocks with a missing file; they are computed again."""
     if lost := lost_files(store):
         log.warning(
-            "results store %s has lost %s that it has on record, and these blocks are to be "
+            "results store %s lacks %s that it has recorded; these blocks will be "
             "computed again: %s",
             store.path,
             count_of(lost),
@@ -115,7 +115,7 @@ def say_what_is_lost(store: ResultsStore) -> None:
 
 
 def check_weights(inputs: Inputs, store: ResultsStore | None) -> list[Checkpoint]:
-    """Read all weights through, but for files that are as the store has them on record."""
+    """Read all weights completely, except files that match the store's record."""
     with tqdm(
         total=len(inputs.checkpoints), desc="checking weights", unit=" files", disable=None
     ) as bar:
@@ -154,7 +154,7 @@ def _note_changed_checkpoints(store: ResultsStore, checkpoints: list[Checkpoint]
     if changed:
         raise CheckpointError(
             f"the checkpoints of epochs {', '.join(changed)} have changed since {store.path} was "
-            "filled from them; put the old files back, leave these epochs out, or choose another "
+            "filled from them; restore the old files, exclude these epochs, or choose another "
             "--store"
         )
 

@@ -26,7 +26,7 @@ REGENERATE = Path("regenerate")
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchOptions:
-    """What a launch was asked for; the fields are the command line's options.
+    """Options of a launch; the fields are the options of the command line.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class LaunchOptions:
     experiment_index : int
         The training run's index, in the names of its files.
     skip_missing : bool
-        Go on without epochs that have no checkpoint.
+        Skip epochs without a checkpoint.
     estimator : EstimatorConfig
     head : {"all", "active"}
         Outputs that take part in the loss.
@@ -55,14 +55,14 @@ class LaunchOptions:
         Samples of each class that the training run held out.
     store : Path
     save_base_dir : Path
-        Where finished epochs are exported to.
+        Directory for the export of finished epochs.
     export : bool
-        Whether they are.
+        Whether finished epochs are exported.
     batch_size, block_size : int, optional
     cluster : ClusterOptions
-        Where workers come from.
+        Options of the cluster that runs the workers.
     dry_run : bool
-        Check everything and say what would be done.
+        Check everything and print the plan, without computing.
     """
 
     epochs: str | None = None

@@ -160,8 +160,8 @@ def recompute(
     identity = store.identity
     if dataset.digest() != identity["dataset"]["sha256"]:
         raise DataError(
-            "--data_path names another data set than the one that results store "
-            f"{store.path} was computed from; name that one"
+            "--data_path is not the data set that results store "
+            f"{store.path} was computed from; give that one"
         )
     first_active = store.read("first_epoch_active")
     chosen: defaultdict[int, list[int]] = defaultdict(list)
@@ -200,7 +200,7 @@ def disagreement(results: list[Recomputed]) -> str:
         )
     median = float(np.median([one.error for one in results]))
     if median > MEDIAN_ERROR:
-        return f"the curvature differs by {median:.1%} in the median from what the checkpoints give"
+        return f"the curvature differs from a new computation: median difference {median:.1%}"
     return ""
 
 
@@ -216,7 +216,7 @@ def _draw(
     if not len(ends) or not ends[-1]:
         raise StoreError(
             f"results store {store.path} has no finished epoch with a checkpoint in --model_dir; "
-            "name the directory of its checkpoints"
+            "give the directory of its checkpoints"
         )
     generator = np.random.default_rng([int(store.fingerprint[:8], 16), count])
     picks = np.sort(generator.choice(int(ends[-1]), min(count, int(ends[-1])), replace=False))
@@ -235,7 +235,7 @@ def _scorer(store: ResultsStore, epoch: int, checkpoint: Path, sha256: str) -> S
     if found != sha256:
         raise CheckpointError(
             f"checkpoint {checkpoint} is not the one that the results of epoch {epoch} were "
-            "computed from; put that back, or leave out --recompute"
+            "computed from; restore that file, or omit --recompute"
         )
     check_weights(model.state_dict(), state_dict, checkpoint)
     model.load_state_dict(state_dict)

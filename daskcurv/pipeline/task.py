@@ -1,4 +1,4 @@
-"""What a worker does: score one block and write it.
+"""The task of a worker: score one block and write it.
 
 A worker process has one thread and one device. Between blocks it keeps the store, the mapped data
 set and the current checkpoint's network; blocks come epoch by epoch, so a checkpoint is read once
@@ -162,12 +162,12 @@ class Worker:
         self.device = torch.device(context.device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ClusterError(
-                f"no GPU is visible to worker {_name()}; see to its driver and "
+                f"no GPU is visible to worker {_name()}; check its driver and "
                 "CUDA_VISIBLE_DEVICES, or launch with --device cpu"
             )
         if context.estimator.precision == "bfloat16" and not has_fast_bfloat16(self.device):
             log.warning(
-                "%s is slow at bfloat16; a new store with --precision float32 is filled faster",
+                "%s has no fast bfloat16; a new store with --precision float32 is filled faster",
                 _device_name(self.device),
             )
         # The results of a CPU convolution change in their last bits with the number of threads it
@@ -258,9 +258,9 @@ class Worker:
             state_dict, sha256 = self._read(task.checkpoint)
             if sha256 != task.sha256:
                 raise CheckpointChangedError(
-                    f"checkpoint {task.checkpoint} is not the file on record: it changed while "
-                    "the run was going on, or before it, keeping its size and time. Launch again: "
-                    "it is then read anew"
+                    f"checkpoint {task.checkpoint} does not match the record: it changed during "
+                    "or before the run, with the same size and time. Run the same command again "
+                    "to read it again"
                 )
             model = context.model.build()
             check_weights(model.state_dict(), state_dict, task.checkpoint)

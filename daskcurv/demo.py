@@ -182,10 +182,12 @@ def report(directory: Path, options: LaunchOptions) -> None:
     }
     print(f"{wrong.sum()} of {len(wrong)} labels were flipped. Only epochs whose weights had been")
     print("trained on a sample's class are counted.")
-    print("AUROC for separating flipped from clean labels (95 % bootstrap interval):")
+    print("AUROC for separating flipped from clean labels of the same cohort, classes that were")
+    print("added together (95 % bootstrap interval):")
+    cohort = dataset.first_epoch_active.values
     for name, score in scores.items():
-        area = analysis.auroc(score.values, wrong)
-        low, high = analysis.auroc_interval(score.values, wrong)
+        area = analysis.auroc(score.values, wrong, cohort)
+        low, high = analysis.auroc_interval(score.values, wrong, cohort)
         print(f"  {name:<22} {area:.3f} ({low:.3f} to {high:.3f})")
     top = np.argsort(-curvature.values)[:SHOWN]
     print(f"The {SHOWN} most curved samples (mean, * flipped):")

@@ -1,4 +1,4 @@
-"""The training run's weight files: find them, digest them, load them safely.
+"""The training run's weight files: finding, hashing and safe loading.
 
 A checkpoint is a bare state dict saved by ``torch.save``, one file per epoch. Files are read with
 ``weights_only=True``, which refuses any pickled class that is not a tensor container. Each record
@@ -51,8 +51,7 @@ class Checkpoint:
     size : int
         Bytes.
     mtime_ns : int
-        Modification time in nanoseconds; together with the size it tells whether a file that was
-        digested before has to be read again.
+        Modification time in nanoseconds. If it or the size has changed, the file is read again.
     """
 
     epoch: int
@@ -164,13 +163,13 @@ def check_records(data: bytes) -> None:
 
 
 def digest_and_damage(path: Path) -> tuple[str, str]:
-    """Read a checkpoint file for its digest, and for damage that it shows by itself.
+    """Read a checkpoint file; return its digest and any damage that can be detected.
 
     Returns
     -------
     sha256 : str
     damage : str
-        What is wrong with the file; empty if nothing can be seen.
+        The problem of the file; empty if no damage is found.
 
     Raises
     ------
@@ -197,7 +196,7 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], str]:
     Raises
     ------
     CheckpointError
-        If the file cannot be read, is damaged, or is anything but a bare state dict of dense
+        If the file cannot be read, is damaged, or is not a bare state dict of dense
         tensors.
     """
     data = read_file(path)
@@ -252,14 +251,14 @@ def _unreadable(path: Path, error: OSError) -> CheckpointError:
 def check_weights(
     expected: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], path: Path
 ) -> None:
-    """Check that a state dict has the expected keys, shapes and dtypes, and possible values.
+    """Check that a state dict has the expected keys, shapes and dtypes, and valid values.
 
-    Values are possible if they are finite, and neither variances nor counts are negative.
+    Values are valid if they are finite, and neither variances nor counts are negative.
 
     Raises
     ------
     CheckpointError
-        Naming the keys, shapes or dtypes that differ, or the weights whose values are impossible.
+        Naming the keys, shapes or dtypes that differ, or the weights whose values are invalid.
     """
     problems = []
     if missing := [key for key in expected if key not in state_dict]:
@@ -325,7 +324,7 @@ def check_all(
     known : mapping
         Checkpoints that were checked before. Files whose size and modification time are the same
         are not read again, unless other files of `paths` have that size and time too: where
-        times are normalised, they tell nothing.
+        times are normalised, they identify no file.
     on_done : callable
         Called with the number of files checked so far.
 

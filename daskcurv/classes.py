@@ -1,4 +1,4 @@
-"""Which classes exist when: the class order of an experiment and its schedule."""
+"""The class order of an experiment and its schedule."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def first_epochs_trained(
     Returns
     -------
     ndarray of int64, shape (N,)
-        -1 where it is not known: the position is not, or no schedule is recorded.
+        -1 if it is unknown, because the position is unknown or no schedule is recorded.
     """
     schedule = Schedule.recorded(classes)
     if schedule is None:

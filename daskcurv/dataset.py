@@ -1,4 +1,4 @@
-"""CIFAR-100-format data in: read safely, digest, and prepare a copy that workers can map.
+"""CIFAR-100-format data: safe reading, hashing, and a copy that workers can map.
 
 The published data set is a directory ``cifar-100-python`` of pickles. Subsets and relabelled
 variants in the same format are normal inputs. Pickles are opened by an unpickler that knows the
@@ -288,13 +288,13 @@ def download(directory: Path) -> None:
 
 
 def prepare(dataset: Cifar, parent: Path) -> Path:
-    """Write the memory-mappable copy that workers read, unless it is there and undamaged.
+    """Write the memory-mappable copy that workers read, unless an undamaged one exists.
 
     Parameters
     ----------
     dataset : Cifar
     parent : Path
-        On a file system that the workers see; the copy's directory is named by its digest.
+        On a file system that the workers can read; the copy's directory is named by its digest.
 
     Returns
     -------
@@ -328,8 +328,8 @@ def _is_whole(prepared: Path) -> bool:
 def open_prepared(directory: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Map the copy made by `prepare`, and compare it with the digest in its name.
 
-    Whoever maps it does so, since another machine can see other contents than the one that wrote
-    it. A full-size copy takes 0.1 s, and is in memory then.
+    Every reader checks it, because another machine can see other contents than the one that wrote
+    it. A full-size copy takes 0.1 s and is then in memory.
 
     Returns
     -------
@@ -340,7 +340,7 @@ def open_prepared(directory: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]
     Raises
     ------
     DataError
-        If the copy is gone or damaged.
+        If the copy is missing or damaged.
     """
     try:
         images = np.load(directory / "images.npy", mmap_mode="r", allow_pickle=False)

@@ -1,4 +1,4 @@
-"""Samples through a model: micro-batches of one size, and backing off when memory runs out."""
+"""Scores samples in micro-batches of one size, halved when memory runs out."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Scorer:
         Outputs that take part in the loss; None means all.
     device : torch.device or str
     batch_size : int, optional
-        Samples per micro-batch; by default 32 on a CPU and 512 on a GPU. Halved for good whenever
+        Samples per micro-batch; by default 32 on a CPU and 512 on a GPU. Halved permanently when
         the device runs out of memory.
     dtype : torch.dtype
         Floating type of the model and images, float32 or float64.
@@ -211,14 +211,14 @@ class Scorer:
         Parameters
         ----------
         images : Tensor, shape (N, *input)
-            The first two are looked at. A warning is logged if the logits of the first depend on
+            The first two are checked. A warning is logged if the logits of the first depend on
             the second.
 
         Raises
         ------
         ConfigError
             If the model cannot take them, returns something other than logits, fewer than two, or
-            others each time.
+            different ones each time.
         """
         alone = self._look(images[:1])
         if alone.shape[1] < 2:
@@ -297,7 +297,7 @@ def _gather(parts: list[Measures], name: str) -> NDArray[Any]:
 
 
 def default_batch_size(device: torch.device) -> int:
-    """Return the samples per micro-batch used when none is asked for."""
+    """Return the default number of samples per micro-batch."""
     return CUDA_BATCH_SIZE if device.type == "cuda" else CPU_BATCH_SIZE
 
 
@@ -320,7 +320,7 @@ def score_samples(
     """Compute the curvature of the loss around each sample, for any classifier.
 
     The model is used in eval mode, on a copy; TF32, autocast and the like are switched off for the
-    duration. Float64 images are computed in float64, which makes a referee for float32 results.
+    duration. Float64 images are computed in float64, which gives a reference for float32 results.
 
     Parameters
     ----------
@@ -346,12 +346,12 @@ def score_samples(
         ``"zeroth-order"`` takes second differences of the loss alone and leaves `directional_eig`
         and `grad_norm` NaN.
     precision : {"auto", "bfloat16", "tf32", "float32"}
-        Of the differences in difference propagation; ``"auto"`` is bfloat16 where the device is
-        fast at it, else float32.
+        Of the differences in difference propagation; ``"auto"`` is bfloat16 if the device
+        supports it fast, else float32.
     batch_size : int, optional
         Samples per micro-batch.
     device : torch.device or str, optional
-        By default where the model's parameters are.
+        By default the device of the model's parameters.
     classes : sequence of int, optional
         Outputs that take part in the softmax (and in the prediction); by default all.
 

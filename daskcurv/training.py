@@ -34,7 +34,7 @@ STATE = "training_state.pt"
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What is trained, and for how long.
+    """The network, schedule and length of a training run.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class TrainingRun:
 
 
 def train(directory: Path, run: TrainingRun) -> None:
-    """Train class-incrementally, keeping every epoch's weights, unless they are there.
+    """Train class-incrementally, keeping every epoch's weights, unless this is already done.
 
     As in the full-size run: plain SGD with momentum, cross-entropy over the active outputs, a
     learning rate that starts again with every task, and each epoch's file written before the next
@@ -62,7 +62,7 @@ def train(directory: Path, run: TrainingRun) -> None:
     Parameters
     ----------
     directory : Path
-        With the data set; gets the directories ``model_parameters`` and ``class_order``.
+        Holds the data set; the run adds the directories ``model_parameters`` and ``class_order``.
     run : TrainingRun
     """
     target, building = directory / WEIGHTS, directory / f"{WEIGHTS}.partial"

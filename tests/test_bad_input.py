@@ -270,7 +270,7 @@ def test_missing_checkpoints_are_skipped_on_request(project, dry_launch, capsys)
 def test_nothing_left_after_skipping_is_refused(project, refused):
     message = refused("--epochs", "7,9", "--skip_missing")
     assert str(project.models) in message
-    assert "2 epochs" in message
+    assert "2 requested epochs" in message
 
 
 @pytest.mark.parametrize("epoch", [0, 2])
@@ -770,7 +770,9 @@ def test_places_for_results_that_cannot_be_made_are_refused_before_anything_is_m
         place = project.root / "file" / "results"
         assert main(["launch", *project.launch_arguments(option, str(place))]) == 2
         message = the_error(capsys.readouterr().err)
-        assert f"{project.root / 'file'} is not a directory; choose another {option}" in message
+        assert (
+            f"{project.root / 'file'} is not a directory; choose another path ({option})" in message
+        )
         assert contents(project.root) == before
 
 

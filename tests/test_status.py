@@ -271,6 +271,7 @@ def test_the_text_of_a_run_on_a_cluster():
             "epochs": {"done": 1, "of": 21},
             "blocks": {"done": 13, "of": 210},
             "samples": {"done": 5000, "of": 20000},
+            "lost": [],
         },
         "run": {
             "state": "running",

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 _SAME = 1e-3
 """Of the largest logit: more than rounding does, less than another function would."""
+_COMPARED = 4
+"""Images whose logits are compared, of two calls."""
 
 CPU_BATCH_SIZE = 32
 CUDA_BATCH_SIZE = 512
@@ -211,8 +213,8 @@ class Scorer:
         Parameters
         ----------
         images : Tensor, shape (N, *input)
-            The first two are checked. A warning is logged if the logits of the first depend on
-            the second.
+            The first few are checked. A warning is logged if the logits of the first depend on
+            the others.
 
         Raises
         ------
@@ -226,15 +228,15 @@ class Scorer:
                 "the model has one logit, over which every softmax is 1 and every loss 0; for a "
                 "binary classifier, wrap it to return [0, logit] for the classes 0 and 1"
             )
-        with true_float32(self.device):
-            pair = logits_of(self._model, images[:2].to(self.device, self._dtype))
-        if relative_error(pair[:1], alone) > _SAME:
-            if relative_error(self._look(images[:1]), alone) > _SAME:
-                raise ConfigError(
-                    f"{type(self._model).__name__} gives different logits for the same image each "
-                    "time: dropout that ignores eval mode, or a module that counts its calls? "
-                    "Curvature is only defined for a fixed function"
-                )
+        # With several images, a random model is unlikely to give the same logits by chance.
+        few = self._look(images[:_COMPARED])
+        if relative_error(self._look(images[:_COMPARED]), few) > _SAME:
+            raise ConfigError(
+                f"{type(self._model).__name__} gives different logits for the same image each "
+                "time: dropout that ignores eval mode, or a module that counts its calls? "
+                "Curvature is only defined for a fixed function"
+            )
+        if relative_error(few[:1], alone) > _SAME:
             log.warning(
                 "the logits of a sample depend on the others in its batch (a normalisation over "
                 "the batch?), and so do its results"

@@ -150,7 +150,7 @@ def test_ctrl_c_in_an_allocation_ends_all_workers(project, slurm):
 def submit(project: Project, *options: str) -> tuple[str, Path]:
     run = project.launch(*SETTINGS, "--submit", *options)
     assert_ok(run)
-    found = re.search(r"submitted as job (\d+); its log will be (\S+)", run.stdout)
+    found = re.search(r"submitted as job (\d+); its log file will be (\S+)", run.stdout)
     assert found is not None, run.stdout
     return found[1], Path(found[2])
 

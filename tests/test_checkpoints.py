@@ -91,7 +91,7 @@ def test_a_file_that_looks_like_a_checkpoint_of_another_epoch_is_named(tmp_path,
     logging.getLogger("daskcurv").propagate = True
     touch(tmp_path, "index-2_epoch-5.pt", "index-2_epoch-5.pt.bak", "index-3_epoch-7.pth", name)
     assert list(discover(tmp_path, 2)) == [5]
-    (warning,) = caplog.messages
+    (warning,) = (one.getMessage() for one in caplog.records if one.name == "daskcurv.checkpoints")
     assert f"not used: {name}. Rename" in warning
     assert str(tmp_path) in warning
 

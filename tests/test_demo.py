@@ -50,7 +50,7 @@ def test_the_demo_finds_the_flipped_labels(demo):
         area, low, high = map(float, printed[name])
         areas = [roc_auc_score(wrong[part], score[part]) for part in (late, ~late)]
         assert area == pytest.approx(np.average(areas, weights=pairs), abs=6e-4)
-        assert 0.9 < low < area < high <= 1
+        assert 0.9 < low <= area <= high <= 1  # as printed, rounded
 
 
 def test_the_flipped_labels_are_the_ones_that_disagree_with_the_digits(demo):

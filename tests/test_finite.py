@@ -155,7 +155,7 @@ def test_they_are_remembered_by_the_store_until_they_are_computed_again(store):
     assert run_of(opened).conclude().exit_code == 1
     status = read_status(store.path)
     assert status["store"]["epochs_not_finite"] == [200]
-    assert "results that are not finite numbers at epochs 200;" in describe(status)
+    assert "some results are not finite numbers at epochs 200;" in describe(status)
 
     store.write_block(1, 0, block_values(store, 0, 1, store.read("first_epoch_active") <= 200))
     assert run_of(ResultsStore.open(store.path)).conclude() == Outcome()

@@ -248,7 +248,7 @@ def test_a_block_that_keeps_failing_is_set_aside_and_the_rest_is_finished(
     output = capsys.readouterr().err
     assert "3 of 4 epochs complete" in output
     assert "epoch 2 block 0: checkpoint" in output
-    assert "changed while the run was going on" in output
+    assert "it changed during or before the run" in output
     dataset = daskcurv.open_results(project.store)
     assert dataset.complete.values.tolist() == [True, True, False, True]
     assert np.isnan(dataset.curvature.sel(epoch=2)).all()

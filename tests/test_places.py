@@ -137,7 +137,7 @@ def test_names_are_followed_but_not_the_directories_above(linked, monkeypatch):
 def test_a_link_into_a_directory_that_is_not_there_is_refused_by_name(linked):
     (linked / "scratch").rmdir()
     for name in ("link", "second"):
-        with pytest.raises(ConfigError, match="not a directory that can") as refusal:
+        with pytest.raises(ConfigError, match="not an accessible directory") as refusal:
             place_for(linked / "home" / name)
         assert str(linked / "home" / name) in str(refusal.value)
     # Without a link, missing directories are created.

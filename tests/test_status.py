@@ -142,7 +142,7 @@ def test_blocks_that_failed_are_counted_and_named(project, running, capsys):
     status = status_of(project, capsys)
     assert status["run"]["state"] == "finished, some blocks failed"
     assert len(status["run"]["failed"]) == BLOCKS / EPOCHS
-    assert "changed while the run was going on" in status["run"]["failed"][0]["reason"]
+    assert "it changed during or before the run" in status["run"]["failed"][0]["reason"]
     text = describe(status)
     assert "failed    6 blocks, set aside; last one:\n          epoch 4 block" in text
     assert "warning: trying again: epoch 4 block" in text or "error: " in text

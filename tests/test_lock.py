@@ -286,7 +286,9 @@ def test_a_lock_that_an_earlier_version_put_beside_a_link_is_respected(place):
         pass
 
 
-@pytest.mark.parametrize(("target", "says"), [("nowhere/c", "nowhere is not"), ("loop", "circular link")])
+@pytest.mark.parametrize(
+    ("target", "says"), [("nowhere/c", "nowhere is not"), ("loop", "circular link")]
+)
 def test_a_link_that_leads_nowhere_is_refused_by_name(tmp_path, target, says):
     (tmp_path / "loop").symlink_to(target)
     with pytest.raises(ConfigError, match=says) as refusal, launcher_lock(tmp_path / "loop"):

@@ -25,6 +25,7 @@ from scipy.stats import binom, spearmanr
 from daskcurv import open_results
 from daskcurv.cli import main
 from daskcurv.demo import demo_options
+from daskcurv.errors import StoreError
 from daskcurv.report import findings as gathering
 from daskcurv.report.figures import FIGURES
 from daskcurv.report.findings import choose, gather
@@ -313,15 +314,18 @@ def test_samples_of_a_half_finished_epoch_are_not_compared_with_the_others(small
     assert f"{lost.sum()} samples lack results at epochs at which others" in out.read_text()
 
 
-def test_a_store_of_untrained_weights_alone_is_reported_on_when_asked_to(
+def test_a_store_of_untrained_weights_alone_is_reported_on_with_a_warning(
     small, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(gathering, "select", lambda *_: open_results(small.path).sel(epoch=[0]))
     out = tmp_path / "report.html"
-    assert main(["report", str(small.path), "-o", str(out)]) == 2
-    assert "add --include_untrained" in capsys.readouterr().err
-    assert main(["report", str(small.path), "-o", str(out), "--include-untrained"]) == 0
-    assert "they are included" in out.read_text()
+    for asked in ([], ["--include-untrained"]):
+        assert main(["report", str(small.path), "-o", str(out), *asked]) == 0
+        warned = "only results of weights that had not been trained" in capsys.readouterr().err
+        assert warned == (not asked)
+        assert "they are included" in out.read_text()
+    with pytest.raises(StoreError, match="include_untrained"):
+        gather(small.path)
 
 
 def test_what_npy_files_do_not_say_is_not_known(launched, tmp_path, monkeypatch):

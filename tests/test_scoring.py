@@ -266,7 +266,7 @@ def test_precision_settings_change_no_bit_and_are_put_back(score, model, images,
 @pytest.mark.parametrize("change", CHANGES)
 def test_precision_settings_are_put_back_when_the_model_raises(model, images, labels, change):
     def fail(module, inputs):
-        if len(inputs[0]) > 1:  # the first look, at the number of outputs, takes one sample
+        if len(inputs[0]) == N:  # the first looks, at what the model returns, take fewer
             raise ZeroDivisionError
 
     model.fc.register_forward_pre_hook(fail)
@@ -307,11 +307,11 @@ def test_the_model_runs_in_plain_float32(model, images, labels, change):
         "samples": N, "autocast": False, "grad": True, "training": False, "benchmark": False,
         "cuda.matmul": "ieee", "cudnn.conv": "ieee", "mkldnn.matmul": "ieee", "mkldnn.conv": "ieee",
     }  # fmt: skip
-    # A look at the number of outputs, some at whether the graph is that of the network, and then
-    # the clean gradient and one gradient for each probe.
+    # Looks at what the model returns and whether the graph is that of the network, and then the
+    # clean gradient and one gradient for each probe.
     assert seen[0] == {**plain, "samples": 1, "grad": False}
-    assert all({**look, "samples": N} == plain for look in seen[1:])
-    assert [look["samples"] for look in seen if look["samples"] > 2] == [N] * 3
+    assert all({**look, "samples": N, "grad": True} == plain for look in seen[1:])
+    assert [look["grad"] for look in seen if look["samples"] == N] == [True] * 3
 
 
 # Running out of memory

@@ -14,7 +14,7 @@ import numpy as np
 
 from daskcurv.classes import active_samples
 from daskcurv.logs import counted
-from daskcurv.places import listed
+from daskcurv.places import followed, listed
 from daskcurv.run_record import read_record
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.chunks import shown
@@ -75,10 +75,10 @@ def _is_launcher_of(owner: dict[str, Any], run: dict[str, Any]) -> bool:
 
 def _filled(path: Path, run: dict[str, Any] | None) -> ResultsStore:
     """Open the store that is being filled; with probes being added, it is one beside `path`."""
-    if run is not None and run.get("store"):
-        other = Path(run["store"])
-        if other != path.absolute() and other.exists():
-            return ResultsStore.open(other)
+    # By its name alone: the recorded directory is another one's if store and record were copied.
+    place, name = followed(path), Path((run or {}).get("store") or "").name
+    if name.startswith(f"{place.name}.") and (other := place.with_name(name)).exists():
+        return ResultsStore.open(other)
     return ResultsStore.open(path)
 
 
@@ -99,7 +99,7 @@ def _count(store: ResultsStore, alive: bool) -> dict[str, Any]:
         "compute_seconds": float(store.read("compute_seconds").sum()),
         "epochs_not_finite": noted_epochs(store),
         "lost": [str(one) for one in lost],
-        "remedy": store.remedy,
+        "remedy": store.remedy if lost else None,
     }
 
 

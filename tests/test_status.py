@@ -32,7 +32,7 @@ from tests.conftest import Project
 from tests.crashes import finished_blocks
 from tests.test_interruption import BLOCKS, SLOW, launch_in_progress, wait_for_blocks
 from tests.test_launch import assert_ok
-from tests.test_store import make_store
+from tests.test_store import finish, make_store
 
 # Of 60 samples, the first 4 of 10 classes are active at epochs 0 and 1, 8 at 2, all at 4.
 EPOCHS = 4
@@ -234,6 +234,28 @@ def test_with_probes_being_added_the_store_that_is_filled_is_counted(project, ca
     record.update(store=str(larger))
     record.write()
     assert read_status(project.store)["store"]["epochs"] == {"done": EPOCHS - 1, "of": EPOCHS}
+
+
+@pytest.mark.parametrize("change", ["copied", "renamed"])
+def test_a_store_that_was_copied_or_renamed_is_counted_itself(tmp_path, change):
+    (tmp_path / "first").mkdir()
+    first = finish(make_store(tmp_path / "first/c.zarr", 0, 200))
+    record = RunRecord(first.path)
+    record.update(store=str(first.path), state="finished")
+    record.write()
+    if change == "copied":
+        shutil.copytree(tmp_path / "first", tmp_path / "second")
+        path = tmp_path / "second/c.zarr"
+    else:
+        path = tmp_path / "first/d.zarr"
+        shutil.copytree(first.path, path)
+        shutil.copy(tmp_path / "first/c.zarr.run.json", tmp_path / "first/d.zarr.run.json")
+    (path / "curvature/c/1/0").unlink()
+    found = read_status(path)["store"]
+    assert found["lost"] == ["epoch 200 block 0: curvature"]
+    assert str(path) in found["remedy"]
+    whole = read_status(first.path)["store"]
+    assert (whole["lost"], whole["remedy"]) == ([], None)
 
 
 def test_a_run_goes_on_if_it_cannot_say_how_far_it_is(project):

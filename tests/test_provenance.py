@@ -74,8 +74,8 @@ def test_a_file_exchanged_for_another_of_its_size_and_time_is_noticed(launched, 
     assert (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
     code, said = verify(models=tmp_path)
     assert code == 1
-    assert "index-0_epoch-1.pt: is not the file that the results of epoch 1" in said
-    assert "1 files are damaged or do not match the record" in said
+    assert "index-0_epoch-1.pt: not the file that the results of epoch 1" in said
+    assert "1 file damaged or not matching the record" in said
 
 
 def test_results_of_a_file_that_was_damaged_already_are_named(launched, tmp_path):
@@ -98,7 +98,7 @@ def test_another_file_and_an_absent_one_are_told_apart(verify, tmp_path):
     torch.save(make_model(seed=5).state_dict(), tmp_path / "index-0_epoch-1.pt")
     code, said = verify(models=tmp_path)
     assert code == 1
-    assert "index-0_epoch-1.pt: is not the file that the results of epoch 1" in said
+    assert "index-0_epoch-1.pt: not the file that the results of epoch 1" in said
     assert "1 epochs with results have no file, the first 4" in said
 
 

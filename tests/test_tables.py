@@ -125,7 +125,7 @@ def test_the_name_of_the_file_decides_its_format(finished, tmp_path, capfd):
     for name, options in (("r.xlsx", []), ("s.csv", ["--format", "parquet"])):
         capfd.readouterr()
         assert main(["export", str(finished.path), str(tmp_path / name), *options]) == 2
-        assert f"{name} ends in {Path(name).suffix}" in capfd.readouterr().err
+        assert f"{name} has the suffix {Path(name).suffix}" in capfd.readouterr().err
         assert not (tmp_path / name).exists()
 
 

@@ -12,6 +12,8 @@ from daskcurv.cli.options import DEFAULTS, flag, verb
 if TYPE_CHECKING:
     import xarray as xr
 
+    from daskcurv.storage import ResultsStore
+
 log = logging.getLogger(__name__)
 
 _BOUNDARIES_SHOWN = 3
@@ -19,8 +21,10 @@ _BOUNDARIES_SHOWN = 3
 
 def add_commands(verbs: Any) -> None:
     """Add the commands to the program's parser."""
-    _add_analyze(verb(verbs, "analyze", _analyze, "write every analysis of a finished store"))
-    _add_report(verb(verbs, "report", _report, "show a store's results as one page of pictures"))
+    _add_analyze(verb(verbs, "analyze", _analyze, "write all analyses of a finished store"))
+    _add_report(
+        verb(verbs, "report", _report, "show the results of a store on one page of figures")
+    )
 
 
 def _add_analyze(parser: argparse.ArgumentParser) -> None:
@@ -31,14 +35,15 @@ def _add_analyze(parser: argparse.ArgumentParser) -> None:
         "--flagged",
         type=Path,
         metavar="FILE",
-        help="npy or CSV, the numbers of some samples, or 1 and 0 for each sample: how well are "
-        "they found?",
+        help="npy or CSV file with sample numbers, or with 1 or 0 for each sample; reports how "
+        "well these samples are found",
     )
     parser.add_argument(
         "--compare",
         type=Path,
         metavar="FILE",
-        help="npy or CSV, a score for each sample, such as published ones: how far do they agree?",
+        help="npy or CSV file with a score for each sample, such as published scores; reports the "
+        "agreement",
     )
     flag(
         parser,
@@ -152,14 +157,13 @@ def _analyze(args: argparse.Namespace) -> int:
     from daskcurv.errors import ExportError
     from daskcurv.places import check_writable
     from daskcurv.storage import ResultsStore, open_results
-    from daskcurv.storage.lost import refuse_lost
 
     if args.out.exists():
         raise ExportError(f"{args.out} exists; name another directory, or move it away")
     check_writable(args.out, directory=True, parents=True)
     as_it_is = "leave_out_missing" in args
     if not as_it_is:
-        refuse_lost(ResultsStore.open(args.store))
+        _refuse_incomplete(ResultsStore.open(args.store))
     dataset = open_results(args.store, incomplete="mask" if as_it_is else "raise", chunks={})
     last = int(dataset.epoch[-1])
     if args.start_epoch > last:
@@ -207,6 +211,19 @@ def _analyze(args: argparse.Namespace) -> int:
     write_summary(summary, args.out, naming(dataset, args.store), epochs, compared)
     log.info("written to %s", args.out)
     return 0
+
+
+def _refuse_incomplete(store: ResultsStore) -> None:
+    from daskcurv.errors import StoreError
+    from daskcurv.storage.lost import refuse_lost
+
+    refuse_lost(store)
+    complete = store.read("complete")
+    if unfinished := [epoch for epoch, row in store.rows.items() if not complete[row]]:
+        raise StoreError(
+            f"results store {store.path} has unfinished epochs {sorted(unfinished)}; launch again "
+            "to finish them, or add --leave_out_missing"
+        )
 
 
 def _untrained_count(args: argparse.Namespace, dataset: xr.Dataset) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from daskcurv.cli.options import flag, verb
+from daskcurv.logs import counted
 from daskcurv.pipeline.options import parse_epochs
 from daskcurv.storage.export import INACTIVE_CHOICES
 
@@ -18,7 +19,7 @@ def add_commands(verbs: Any) -> None:
     """Add the commands to the program's parser."""
     _add_export(verb(verbs, "export_npy", _export, "export a results store as npy files"))
     _add_tables(verb(verbs, "export", _export_table, "export a results store as one table"))
-    _add_import(verb(verbs, "import_npy", _import, "make a results store of npy files"))
+    _add_import(verb(verbs, "import_npy", _import, "make a results store from npy files"))
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +29,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--inactive",
         choices=INACTIVE_CHOICES,
-        help="what samples of inactive classes get (default: nan; what it was if imported)",
+        help="value for samples of inactive classes (default: nan, or as in the imported files)",
     )
     parser.add_argument(
         "--divide_by",
@@ -52,7 +53,7 @@ def _export(args: argparse.Namespace) -> int:
         extras="extras" in args,
     )
     count = sum(1 for _ in exported)
-    log.info("exported %d epochs to %s", count, args.out)
+    log.info("exported %s to %s", counted(count, "epoch"), args.out)
     return 0
 
 
@@ -70,7 +71,7 @@ def _add_tables(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=("parquet", "csv"),
-        help="default: what the file's name ends in, or parquet",
+        help="default: by the suffix of the file name, or parquet",
     )
     _add_epochs(parser)
     flag(parser, "by_epoch", "write a directory with a file for each epoch")

@@ -15,6 +15,7 @@ from typing import Any
 from daskcurv.cli.options import DEFAULTS, flag, option, verb
 from daskcurv.config import check_positive
 from daskcurv.errors import ConfigError, StoreError
+from daskcurv.logs import counted
 
 log = logging.getLogger(__name__)
 
@@ -25,17 +26,19 @@ WATCH_SECONDS = 2.0
 def add_commands(verbs: Any) -> None:
     """Add the commands to the program's parser."""
     _add_verify(verb(verbs, "verify", _verify, "check everything that a results store holds"))
-    _add_compact(verb(verbs, "compact", _compact, "write a finished store anew, for reading"))
-    _add_status(verb(verbs, "status", _status, "say how far a run is, while it lasts or after it"))
+    _add_compact(verb(verbs, "compact", _compact, "rewrite a finished store for fast reads"))
+    _add_status(
+        verb(verbs, "status", _status, "show a run's progress, during the run or afterwards")
+    )
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", type=Path, help="results store")
-    flag(parser, "repair", "mark what is damaged as missing, so that the next launch redoes it")
+    flag(parser, "repair", "mark damaged blocks as missing; the next launch computes them again")
     parser.add_argument(
         "--model_dir",
         type=Path,
-        help="also hold the checkpoints here against the store's record of them",
+        help="also compare the checkpoints in this directory with the store's record",
     )
     parser.add_argument(
         "--recompute",
@@ -119,7 +122,11 @@ def _has_its_origin(args: argparse.Namespace) -> bool:
     for one in damage[:_SHOWN]:
         log.error("%s: %s", one.where, one.what)
     if damage:
-        log.info("%s: %d files are damaged or do not match the record", args.model_dir, len(damage))
+        log.info(
+            "%s: %s damaged or not matching the record",
+            args.model_dir,
+            counted(len(damage), "file"),
+        )
     else:
         log.info("%s: every checkpoint matches the record", args.model_dir)
     if absent:
@@ -155,7 +162,7 @@ def _compact(args: argparse.Namespace) -> int:
 
 def _add_status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", type=Path, help="results store")
-    flag(parser, "watch", "say it again every few seconds until the run ends")
+    flag(parser, "watch", "refresh every few seconds until the run ends")
     flag(parser, "json", "print JSON, with --watch an object on each line")
 
 

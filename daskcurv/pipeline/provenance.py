@@ -120,7 +120,7 @@ def checkpoint_damage(
         for epoch, (sha256, problem) in bar:
             where = str(checkpoints[epoch])
             if sha256 != recorded[store.rows[epoch]]:
-                what = f"is not the file that the results of epoch {epoch} were computed from"
+                what = f"not the file that the results of epoch {epoch} were computed from"
                 damage.append(Damage(where, what))
             elif problem:
                 what = f"is damaged ({problem}), and so are the results of epoch {epoch}"

@@ -105,7 +105,7 @@ def _classes(findings: Findings) -> Figure | None:
         rasterized=True,
     )
     axes.invert_yaxis()
-    axes.set_xlabel("epoch, one column for each that is drawn")
+    axes.set_xlabel("epoch (one column per drawn epoch)")
     axes.set_ylabel("class, in class order")
     columns = np.arange(0, len(epochs), -(-len(epochs) // 13))
     axes.set_xticks(columns, [str(epoch) for epoch in epochs[columns]])
@@ -146,7 +146,7 @@ def _distributions(findings: Findings) -> Figure | None:
         if _few(findings):
             axes.legend(frameon=False, fontsize=8)
     figure.supxlabel(_LABEL, fontsize=10)
-    figure.supylabel("part of the cohort's samples", fontsize=10)
+    figure.supylabel("fraction of the cohort's samples", fontsize=10)
     if not _few(findings):
         _key(figure, list(grid.flat), findings)
     return figure

@@ -118,7 +118,9 @@ def _format(out: Path, format: str | None, by_epoch: bool) -> str:
     if format is None and suffix not in FORMATS:
         raise ConfigError(f"{out} has the suffix .{suffix}; expected .parquet or .csv, or --format")
     if format is not None and suffix in FORMATS and suffix != format:
-        raise ConfigError(f"{out} ends in .{suffix} and the format is {format}; change one of them")
+        raise ConfigError(
+            f"{out} has the suffix .{suffix}, and the format is {format}; change one of them"
+        )
     return format or suffix
 
 

@@ -16,15 +16,15 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from daskcurv.config import EstimatorConfig
-from daskcurv.dataset import DIRECTORY, normalise, read_cifar
 from daskcurv.demo import make_dataset
 from daskcurv.estimators import ESTIMATORS, true_float32
 from daskcurv.estimators.difference_propagation import _most_together, _split, difference_dtype
 from daskcurv.estimators.kernels import dense
 from daskcurv.estimators.precision import tensor_float32
-from daskcurv.models import ModelSpec
-from daskcurv.probes import draw_probe
-from daskcurv.scoring import Scorer
+from daskcurv.estimators.probes import draw_probe
+from daskcurv.estimators.scoring import Scorer
+from daskcurv.experiment.data.cifar import DIRECTORY, normalise, read_cifar
+from daskcurv.experiment.resnet18 import ModelSpec
 
 RELEASED = "released, float32"
 LIMIT = "bare convolutions"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from daskcurv.pipeline.task import BlockReport, BlockTask
+from daskcurv.runs.block import BlockReport, BlockTask
 
 
 def nothing(task: BlockTask) -> BlockReport:

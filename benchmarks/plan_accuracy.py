@@ -23,9 +23,9 @@ from torch import device as torch_device
 
 from daskcurv.clusters.local import available_cores
 from daskcurv.demo import demo_options, make_dataset, train
-from daskcurv.pipeline.estimate import dry_run
-from daskcurv.pipeline.inputs import gather
-from daskcurv.pipeline.launch import launch
+from daskcurv.runs.cost import dry_run
+from daskcurv.runs.inputs import gather
+from daskcurv.runs.launch import launch
 from daskcurv.storage import ResultsStore
 
 MEASURED = "0,6"

@@ -33,9 +33,9 @@ from torch import device as torch_device
 
 from daskcurv.clusters.base import scheduler_settings
 from daskcurv.clusters.local import LocalWorkers
-from daskcurv.clusters.run_directory import credentials
-from daskcurv.pipeline.feed import Done, feed
-from daskcurv.pipeline.task import BlockTask
+from daskcurv.clusters.slurm.run_directory import credentials
+from daskcurv.runs.block import BlockTask
+from daskcurv.runs.window import Done, feed
 
 SAMPLES = 20
 

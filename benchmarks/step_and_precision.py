@@ -20,9 +20,9 @@ from _curvature_report import environment
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from daskcurv.comparison import with_tf32_convolutions
+from daskcurv.audit.comparison import with_tf32_convolutions
 from daskcurv.config import EstimatorConfig
-from daskcurv.scoring import Scorer
+from daskcurv.estimators.scoring import Scorer
 
 STEPS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SEED = 0

@@ -30,7 +30,7 @@ from _curvature_report import environment
 from numpy.typing import NDArray
 
 from daskcurv import open_results
-from daskcurv.classes import Schedule, class_order_of
+from daskcurv.experiment.curriculum import Schedule, class_order_of
 from daskcurv.storage import ResultsStore, export_epoch, schema
 from daskcurv.storage.work import do_all
 

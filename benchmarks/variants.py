@@ -31,10 +31,10 @@ from _curvature_methods import LEARNING_RATE, digits, error, referee, resnet18, 
 from _curvature_report import environment, error_table
 from torch import Tensor, nn
 
-from daskcurv.comparison import with_tf32_convolutions
+from daskcurv.audit.comparison import with_tf32_convolutions
 from daskcurv.config import EstimatorConfig
 from daskcurv.estimators.layers import Affine
-from daskcurv.scoring import Scorer
+from daskcurv.estimators.scoring import Scorer
 
 SEED = 0
 TRAINED_ON = 1200

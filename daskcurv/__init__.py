@@ -10,9 +10,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from daskcurv.probes import rademacher_probes as rademacher_probes
-    from daskcurv.scoring import SampleScores as SampleScores
-    from daskcurv.scoring import score_samples as score_samples
+    from daskcurv.estimators.probes import rademacher_probes as rademacher_probes
+    from daskcurv.estimators.scoring import SampleScores as SampleScores
+    from daskcurv.estimators.scoring import score_samples as score_samples
     from daskcurv.storage import open_results as open_results
 
 __version__ = version("daskcurv")
@@ -20,9 +20,9 @@ __version__ = version("daskcurv")
 __all__ = ["score_samples", "rademacher_probes", "SampleScores", "open_results"]
 
 _HOMES = {
-    "score_samples": "daskcurv.scoring",
-    "SampleScores": "daskcurv.scoring",
-    "rademacher_probes": "daskcurv.probes",
+    "score_samples": "daskcurv.estimators.scoring",
+    "SampleScores": "daskcurv.estimators.scoring",
+    "rademacher_probes": "daskcurv.estimators.probes",
     "open_results": "daskcurv.storage",
 }
 

@@ -24,14 +24,14 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from daskcurv import analysis, training
-from daskcurv.classes import Schedule
 from daskcurv.clusters import ClusterOptions
-from daskcurv.dataset import DIRECTORY, read_cifar
 from daskcurv.errors import ConfigError, StoreWriteError
+from daskcurv.experiment.curriculum import Schedule
+from daskcurv.experiment.data.cifar import DIRECTORY, read_cifar
+from daskcurv.experiment.resnet18 import ModelSpec
 from daskcurv.logs import log_to_file
-from daskcurv.models import ModelSpec
-from daskcurv.pipeline.launch import launch
-from daskcurv.pipeline.options import LaunchOptions
+from daskcurv.runs.launch import launch
+from daskcurv.runs.options import LaunchOptions
 from daskcurv.storage import open_results
 from daskcurv.training import TrainingRun
 

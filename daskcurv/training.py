@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from daskcurv.classes import TRAIN, Schedule, class_order_of, held_out_split
-from daskcurv.dataset import DIRECTORY, normalise, read_cifar
-from daskcurv.files import whole_file
-from daskcurv.models import ModelSpec
+from daskcurv.atomic import whole_file
+from daskcurv.experiment.curriculum import TRAIN, Schedule, class_order_of, held_out_split
+from daskcurv.experiment.data.cifar import DIRECTORY, normalise, read_cifar
+from daskcurv.experiment.resnet18 import ModelSpec
 
 log = logging.getLogger(__name__)
 

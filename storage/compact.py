@@ -23,8 +23,8 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
+from daskcurv.atomic import discard_drafts, whole_directory
 from daskcurv.errors import StoreError
-from daskcurv.files import discard_drafts, whole_directory
 from daskcurv.places import check_writable
 from daskcurv.storage import schema
 from daskcurv.storage.checks import checked_epoch

@@ -22,9 +22,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from daskcurv.atomic import whole_directory
 from daskcurv.config import check_positive
 from daskcurv.errors import ConfigError, ExportError, StoreWriteError
-from daskcurv.files import whole_directory
 from daskcurv.places import check_writable
 from daskcurv.storage import schema
 from daskcurv.storage.lost import refuse_lost, refuse_lost_blocks

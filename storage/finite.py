@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from daskcurv.files import write_whole
+from daskcurv.atomic import write_whole
 from daskcurv.storage import schema
 from daskcurv.storage.export import DOCUMENTED
 from daskcurv.storage.store import ResultsStore

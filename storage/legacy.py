@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from daskcurv.atomic import discard_drafts, whole_directory
 from daskcurv.config import check_positive
 from daskcurv.errors import StoreError
-from daskcurv.files import discard_drafts, whole_directory
 from daskcurv.places import check_writable
 from daskcurv.storage import schema
 from daskcurv.storage.export import GRADIENT_POWERS, IMPORTED_METADATA

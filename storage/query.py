@@ -12,8 +12,8 @@ import xarray as xr
 from dask.array.core import normalize_chunks
 from numpy.typing import NDArray
 
-from daskcurv.classes import first_epochs_trained
 from daskcurv.errors import ConfigError, StoreError
+from daskcurv.experiment.curriculum import first_epochs_trained
 from daskcurv.storage import schema
 from daskcurv.storage.attributes import writable
 from daskcurv.storage.chunks import UNREADABLE, Key

@@ -30,9 +30,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from daskcurv.atomic import sync, whole_directory, write_whole
 from daskcurv.config import Identity, differences, fingerprint
 from daskcurv.errors import StoreError
-from daskcurv.files import sync, whole_directory, write_whole
 from daskcurv.storage import schema
 from daskcurv.storage.contents import StoreContents
 from daskcurv.storage.group import CODECS, consolidate, numpy_dtype, open_group, writing

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from pyarrow import csv, parquet
 from tqdm import tqdm
 
+from daskcurv.atomic import whole_directory, whole_file
 from daskcurv.errors import ConfigError, ExportError, StoreWriteError
-from daskcurv.files import whole_directory, whole_file
 from daskcurv.places import check_writable
 from daskcurv.storage import schema
 from daskcurv.storage.export import finished_epochs

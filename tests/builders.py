@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from daskcurv.models import ModelSpec
+from daskcurv.experiment.resnet18 import ModelSpec
 
 TINY = ModelSpec(num_classes=10, width=4)
 

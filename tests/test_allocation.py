@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from daskcurv.clusters.allocation import allocation_cluster
 from daskcurv.clusters.options import ClusterOptions
+from daskcurv.clusters.slurm.allocation import allocation_cluster
 from daskcurv.errors import ClusterError
 from tests.builders import write_checkpoints, write_cifar
 from tests.conftest import REPOSITORY, Project

@@ -16,9 +16,9 @@ from daskcurv import analysis
 from daskcurv.analysis.files import naming
 from daskcurv.analysis.given import read_flags, read_scores
 from daskcurv.analysis.summary import RANKED, compare, summarise
-from daskcurv.classes import Schedule
 from daskcurv.cli import main
 from daskcurv.errors import DataError
+from daskcurv.experiment.curriculum import Schedule
 from daskcurv.storage import open_results
 from daskcurv.storage.schema import COMPUTED
 from tests.conftest import enlarge, mounted

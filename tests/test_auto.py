@@ -20,7 +20,7 @@ from daskcurv.estimators.difference_propagation import DifferencePropagation
 from daskcurv.estimators.kernels import Kernels
 from daskcurv.estimators.layers import Rectifier
 from daskcurv.estimators.network import Network
-from daskcurv.scoring import Scorer
+from daskcurv.estimators.scoring import Scorer
 from tests.builders import make_model
 from tests.conftest import Project
 

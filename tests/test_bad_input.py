@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 import torch
 
-from daskcurv.classes import Schedule
 from daskcurv.cli import main
 from daskcurv.clusters.local import local_cluster
 from daskcurv.config import EstimatorConfig
 from daskcurv.errors import ClusterError
-from daskcurv.pipeline.inputs import gather, sample_columns
-from daskcurv.pipeline.options import LaunchOptions
+from daskcurv.experiment.curriculum import Schedule
+from daskcurv.runs.inputs import gather, sample_columns
+from daskcurv.runs.options import LaunchOptions
 from daskcurv.storage import ResultsStore, schema
 from tests.builders import TINY, make_model, write_checkpoints, write_cifar
 from tests.conftest import Project

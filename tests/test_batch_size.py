@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from daskcurv.classes import Schedule, class_order_of
 from daskcurv.config import EstimatorConfig
-from daskcurv.dataset import prepare, read_cifar
-from daskcurv.pipeline.task import BATCH_SIZES, RunContext, Worker
-from daskcurv.scoring import Scorer
+from daskcurv.estimators.scoring import Scorer
+from daskcurv.experiment.curriculum import Schedule, class_order_of
+from daskcurv.experiment.data.cifar import prepare, read_cifar
+from daskcurv.runs.block import BATCH_SIZES, RunContext, Worker
 from tests.builders import TINY, make_model
 from tests.test_launch import make_store
 
@@ -39,7 +39,7 @@ def test_the_fastest_batch_size_is_kept(monkeypatch, rates, expected):
         clock[0] += len(images) / (rate or 1000.0)
 
     monkeypatch.setattr(scorer, "score", score)
-    monkeypatch.setattr("daskcurv.scoring.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("daskcurv.estimators.scoring.time.perf_counter", lambda: clock[0])
     sample = torch.zeros(3, 3, 32, 32), torch.zeros(3), torch.arange(3)
     scorer.tune_batch_size(*sample, candidates=(4, 8, 16))
     assert scorer.batch_size == expected

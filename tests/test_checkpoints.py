@@ -16,9 +16,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from daskcurv.checkpoints import Checkpoint, check_all, check_weights, discover, read_state_dict
 from daskcurv.errors import CheckpointError
-from daskcurv.models import ModelSpec
+from daskcurv.experiment.checkpoints import (
+    Checkpoint,
+    check_all,
+    check_weights,
+    discover,
+    read_state_dict,
+)
+from daskcurv.experiment.resnet18 import ModelSpec
 from tests.builders import TINY, make_model, write_checkpoints
 
 

@@ -14,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskcurv.classes import (
+from daskcurv.errors import ConfigError, DataError
+from daskcurv.experiment.curriculum import (
     TRAIN,
     VALIDATION,
     Schedule,
@@ -23,7 +24,6 @@ from daskcurv.classes import (
     held_out_split,
     read_class_order,
 )
-from daskcurv.errors import ConfigError, DataError
 
 FIRST_TWENTY = [8, 44, 23, 58, 49, 80, 64, 86, 30, 92, 38, 5, 25, 52, 6, 74, 14, 40, 37, 45]
 

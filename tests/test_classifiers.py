@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from daskcurv import score_samples
-from daskcurv.arguments import enable_gradients_of_recurrent_layers
 from daskcurv.errors import ConfigError
+from daskcurv.estimators.arguments import enable_gradients_of_recurrent_layers
 from tests.oracles import assert_scores, referee
 
 METHODS = ["auto", "finite-difference", "difference-propagation", "zeroth-order"]

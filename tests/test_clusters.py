@@ -19,16 +19,18 @@ import torch
 import yaml
 
 from daskcurv.cli import main
-from daskcurv.clusters import gpu_check, run_directory, slurm_commands, worker
+from daskcurv.clusters import gpu_check, worker
 from daskcurv.clusters.environment import DEADLINE
-from daskcurv.clusters.job_script import (
+from daskcurv.clusters.options import SLURM_OPTIONS, ClusterOptions, cluster_options, site_settings
+from daskcurv.clusters.slurm import commands as slurm_commands
+from daskcurv.clusters.slurm import run_directory
+from daskcurv.clusters.slurm.job_script import (
     import_jobqueue,
     job_script,
     job_settings,
     start_cluster,
 )
-from daskcurv.clusters.options import SLURM_OPTIONS, ClusterOptions, cluster_options, site_settings
-from daskcurv.clusters.submit import launcher_script
+from daskcurv.clusters.slurm.submit import launcher_script
 from daskcurv.errors import ClusterError, ConfigError
 from tests.builders import write_command
 from tests.minislurm import wait_for
@@ -214,7 +216,8 @@ def test_settings_of_dask_jobqueue_s_own_do_not_leak_into_the_script():
 
 def test_importing_dask_jobqueue_leaves_ctrl_c_and_the_home_directory_alone(tmp_path):
     program = (
-        "import signal; from daskcurv.clusters.job_script import import_jobqueue as load; load();"
+        "import signal; "
+        "from daskcurv.clusters.slurm.job_script import import_jobqueue as load; load();"
         "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
     )
     environment = {**os.environ, "HOME": str(tmp_path)}
@@ -295,7 +298,7 @@ def test_the_guard_clears_up_after_a_killed_launcher(tmp_path):
     path = tmp_path / "store.zarr.cluster"
     program = (
         "import sys, time; from pathlib import Path;"
-        "from daskcurv.clusters.run_directory import run_directory\n"
+        "from daskcurv.clusters.slurm.run_directory import run_directory\n"
         "with run_directory(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", program, str(path)]
@@ -389,7 +392,7 @@ def test_the_guard_cancels_renamed_jobs_whatever_the_user_prefers(tmp_path, monk
     path = tmp_path / "store.zarr.cluster"
     program = (
         "import os, signal, sys; from pathlib import Path;"
-        "from daskcurv.clusters.run_directory import record_job, run_directory\n"
+        "from daskcurv.clusters.slurm.run_directory import record_job, run_directory\n"
         "with run_directory(Path(sys.argv[1]), 'daskcurv-1') as private:\n"
         "    [record_job(private, job) for job in ('16', '17', '18')]\n"
         "    os.kill(os.getpid(), signal.SIGKILL)"

@@ -13,7 +13,7 @@ import torch
 
 from daskcurv import open_results, score_samples
 from daskcurv.config import EstimatorConfig
-from daskcurv.scoring import Scorer
+from daskcurv.estimators.scoring import Scorer
 from tests.builders import make_model
 from tests.conftest import Project
 

@@ -23,9 +23,16 @@ import pytest
 import torch
 import torchvision
 
-from daskcurv import dataset
-from daskcurv.dataset import Cifar, download, normalise, open_prepared, prepare, read_cifar
 from daskcurv.errors import DataError, StoreWriteError
+from daskcurv.experiment.data import cifar as dataset
+from daskcurv.experiment.data.cifar import (
+    Cifar,
+    download,
+    normalise,
+    open_prepared,
+    prepare,
+    read_cifar,
+)
 from tests.builders import write_cifar
 
 
@@ -229,7 +236,7 @@ def test_a_pickle_cannot_make_an_array_of_pointers_out_of_bytes(cifar, file, poi
     (cifar / file).write_bytes(pickle.dumps(content))
     code = f"""
 from pathlib import Path
-from daskcurv.dataset import read_cifar
+from daskcurv.experiment.data.cifar import read_cifar
 from daskcurv.errors import DataError
 try:
     read_cifar(Path({str(cifar)!r}))

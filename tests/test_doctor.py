@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from daskcurv.classes import class_order_of
+from daskcurv.audit.comparison import Comparison, round_to_tf32, with_tf32_convolutions
 from daskcurv.cli import main
-from daskcurv.comparison import Comparison, round_to_tf32, with_tf32_convolutions
-from daskcurv.dataset import read_cifar
 from daskcurv.errors import ConfigError
 from daskcurv.estimators.kernels import KERNELS
+from daskcurv.experiment.curriculum import class_order_of
+from daskcurv.experiment.data.cifar import read_cifar
 from tests.builders import make_model
 from tests.conftest import Project
 
@@ -101,7 +101,7 @@ def test_the_printed_figures_follow_from_what_was_measured(doctor, project, monk
         Comparison("direct finite differences, float32", 1.2e-7, 3.4e-5, 0.25),
         Comparison("direct, TF32 convolutions", 0.123, 0.456),
     ]
-    monkeypatch.setattr("daskcurv.doctor.compare", lambda *_, **__: rows)
+    monkeypatch.setattr("daskcurv.audit.doctor.compare", lambda *_, **__: rows)
     code, output = doctor(*inputs(project), "--workers", "3", "--n_probes", "4")
     assert code == 0
     assert f"ok    data: {project.data}, 60 samples" in output
@@ -120,7 +120,7 @@ def test_the_printed_figures_follow_from_what_was_measured(doctor, project, monk
 
 
 def test_the_disk_space_is_that_of_the_plan(doctor, project, monkeypatch, capsys):
-    monkeypatch.setattr("daskcurv.doctor.compare", lambda *_, **__: [])
+    monkeypatch.setattr("daskcurv.audit.doctor.compare", lambda *_, **__: [])
     _, output = doctor(*inputs(project), "--store", project.store)
     launch = project.launch_arguments("--rate", "1")
     assert main(["plan", *launch]) == 0
@@ -150,7 +150,7 @@ def test_inputs_that_may_not_be_looked_at_are_a_failure(doctor, monkeypatch):
     def refuse(path: Path, what: str) -> bool:
         raise ConfigError(f"{what} {path} cannot be accessed: Permission denied")
 
-    monkeypatch.setattr("daskcurv.doctor.exists", refuse)
+    monkeypatch.setattr("daskcurv.audit.doctor.exists", refuse)
     code, output = doctor()
     assert code == 1
     assert "FAIL  model directory" in output
@@ -172,7 +172,7 @@ def test_inputs_that_may_not_be_looked_at_are_a_failure(doctor, monkeypatch):
 def test_it_says_which_method_a_run_would_use_and_why(
     doctor, project, monkeypatch, fast, asked, said
 ):
-    for module in ("daskcurv.estimators.auto", "daskcurv.doctor"):
+    for module in ("daskcurv.estimators.auto", "daskcurv.audit.doctor"):
         monkeypatch.setattr(f"{module}.has_fast_bfloat16", lambda device: fast)
     code, output = doctor(*inputs(project), "--n_probes", "1", *asked)
     assert code == 0

@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 import torch
 
-from daskcurv.checkpoints import Checkpoint
-from daskcurv.classes import Schedule, class_order_of
 from daskcurv.cli import main
 from daskcurv.config import EstimatorConfig
-from daskcurv.dataset import prepare, read_cifar
 from daskcurv.demo import demo_options
-from daskcurv.models import ModelSpec
-from daskcurv.pipeline import estimate as estimating
-from daskcurv.pipeline.estimate import (
+from daskcurv.experiment.checkpoints import Checkpoint
+from daskcurv.experiment.curriculum import Schedule, class_order_of
+from daskcurv.experiment.data.cifar import prepare, read_cifar
+from daskcurv.experiment.resnet18 import ModelSpec
+from daskcurv.runs import cost as estimating
+from daskcurv.runs.cost import (
     Estimate,
     Size,
     copy_size,
@@ -35,9 +35,9 @@ from daskcurv.pipeline.estimate import (
     store_size,
     warn_of_full_disk,
 )
-from daskcurv.pipeline.inputs import Inputs, gather
-from daskcurv.pipeline.opening import ready_store
-from daskcurv.pipeline.options import LaunchOptions
+from daskcurv.runs.inputs import Inputs, gather
+from daskcurv.runs.opening import ready_store
+from daskcurv.runs.options import LaunchOptions
 from daskcurv.storage import ResultsStore, schema
 from tests.builders import TINY, make_model, write_checkpoints, write_cifar
 from tests.conftest import Project

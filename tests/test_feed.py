@@ -18,8 +18,8 @@ from daskcurv.clusters import local
 from daskcurv.clusters.environment import WORKER_ENVIRONMENT
 from daskcurv.clusters.local import local_cluster
 from daskcurv.errors import ClusterError, ConfigError, DataError, StoreWriteError
-from daskcurv.pipeline import feed as feeding
-from daskcurv.pipeline.feed import Declined, Done, SetAside, feed
+from daskcurv.runs import window as feeding
+from daskcurv.runs.window import Declined, Done, SetAside, feed
 from tests.minislurm import wait_for
 
 

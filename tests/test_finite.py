@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from daskcurv.checkpoints import Checkpoint
-from daskcurv.classes import Schedule, class_order_of
 from daskcurv.cli import main
 from daskcurv.config import EstimatorConfig
-from daskcurv.dataset import prepare, read_cifar
 from daskcurv.errors import CheckpointChangedError
-from daskcurv.pipeline.feed import Done, SetAside
-from daskcurv.pipeline.launch import Outcome, _Run
-from daskcurv.pipeline.opening import _recorded
-from daskcurv.pipeline.options import LaunchOptions
-from daskcurv.pipeline.plan import Plan
-from daskcurv.pipeline.progress import Progress
-from daskcurv.pipeline.task import BlockReport, BlockTask, RunContext, Worker
-from daskcurv.run_record import RunRecord
-from daskcurv.status import describe, read_status
+from daskcurv.experiment.checkpoints import Checkpoint
+from daskcurv.experiment.curriculum import Schedule, class_order_of
+from daskcurv.experiment.data.cifar import prepare, read_cifar
+from daskcurv.runs.accounts.progress import Progress
+from daskcurv.runs.accounts.record import RunRecord
+from daskcurv.runs.block import BlockReport, BlockTask, RunContext, Worker
+from daskcurv.runs.launch import Outcome, _Run
+from daskcurv.runs.opening import _recorded
+from daskcurv.runs.options import LaunchOptions
+from daskcurv.runs.plan import Plan
+from daskcurv.runs.status import describe, read_status
+from daskcurv.runs.window import Done, SetAside
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.finite import noted_epochs
 from daskcurv.storage.verify import verify

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from daskcurv import rademacher_probes, score_samples
-from daskcurv.dataset import normalise
-from daskcurv.models import ModelSpec
+from daskcurv.experiment.data.cifar import normalise
+from daskcurv.experiment.resnet18 import ModelSpec
 from tests.builders import TINY, make_model, write_cifar
 from tests.oracles import MEASURES, referee, relative_errors
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from daskcurv.clusters.fleet import PATIENCE_SECONDS, TRIES, UNFIT, End, Fleet, last_lines
+from daskcurv.clusters.slurm.fleet import PATIENCE_SECONDS, TRIES, UNFIT, End, Fleet, last_lines
 from daskcurv.errors import ClusterError
 
 WANTED = 4

@@ -13,12 +13,12 @@ import pytest
     [
         ("daskcurv.cli", ["torch", "pyarrow.parquet"]),
         ("daskcurv.report.figures", ["torch", "distributed"]),
-        ("daskcurv.status", ["torch", "distributed"]),
+        ("daskcurv.runs.status", ["torch", "distributed"]),
         ("daskcurv.storage.compact", ["torch"]),
         ("daskcurv.storage.legacy", ["torch"]),
         ("daskcurv.storage.tables", ["torch"]),
         ("daskcurv.storage.verify", ["torch"]),
-        ("daskcurv.scoring", ["dask", "zarr", "xarray"]),
+        ("daskcurv.estimators.scoring", ["dask", "zarr", "xarray"]),
     ],
 )
 def test_a_part_loads_only_what_it_needs(module, heavy):

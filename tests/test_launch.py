@@ -19,15 +19,15 @@ import torch
 import xarray as xr
 
 import daskcurv
-from daskcurv.checkpoints import check_all
-from daskcurv.classes import Schedule, class_order_of
 from daskcurv.cli import main
 from daskcurv.clusters.environment import DEADLINE
 from daskcurv.config import EstimatorConfig
-from daskcurv.dataset import normalise, prepare, read_cifar
 from daskcurv.errors import ClusterError
-from daskcurv.models import ModelSpec
-from daskcurv.pipeline.task import BlockTask, RunContext, Worker
+from daskcurv.experiment.checkpoints import check_all
+from daskcurv.experiment.curriculum import Schedule, class_order_of
+from daskcurv.experiment.data.cifar import normalise, prepare, read_cifar
+from daskcurv.experiment.resnet18 import ModelSpec
+from daskcurv.runs.block import BlockTask, RunContext, Worker
 from daskcurv.storage import ResultsStore
 from tests.builders import TINY, make_model, write_checkpoints, write_cifar
 from tests.conftest import Project
@@ -242,7 +242,7 @@ def test_a_block_that_keeps_failing_is_set_aside_and_the_rest_is_finished(
         checked = check_all(*arguments, **options)
         return [replace(c, sha256="0" * 64) if c.epoch == 2 else c for c in checked]
 
-    monkeypatch.setattr("daskcurv.pipeline.opening.check_all", with_a_wrong_digest)
+    monkeypatch.setattr("daskcurv.runs.opening.check_all", with_a_wrong_digest)
     monkeypatch.chdir(project.root)
     assert main(["launch", *project.launch_arguments()]) == 1
     output = capsys.readouterr().err

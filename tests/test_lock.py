@@ -499,7 +499,7 @@ def test_every_store_that_a_launch_changes_is_guarded_by_its_lock(project, monke
         store.set_epoch(0, complete=True)
         pytest.fail("went on without the lock")
 
-    monkeypatch.setattr("daskcurv.pipeline.launch.make_plan", rob)
+    monkeypatch.setattr("daskcurv.runs.launch.make_plan", rob)
     # A store that is made, one that is there, and one beside it for more probes.
     for extra in ([], [], ["--n_probes", "3"]):
         assert main(["launch", *project.launch_arguments(*extra)]) == 2

@@ -11,7 +11,7 @@ import pytest
 
 from daskcurv.cli import main
 from daskcurv.errors import StoreError
-from daskcurv.status import describe, read_status
+from daskcurv.runs.status import describe, read_status
 from daskcurv.storage import ResultsStore, open_results, schema
 from daskcurv.storage.columns import discard_column
 from daskcurv.storage.compact import compact

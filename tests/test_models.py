@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from daskcurv.models import ModelSpec
+from daskcurv.experiment.resnet18 import ModelSpec
 from tests.builders import make_model
 
 CONV = ("weight", "bias")

@@ -14,7 +14,7 @@ import pytest
 import xarray as xr
 
 from daskcurv.errors import StoreError
-from daskcurv.pipeline.more_probes import change_places, larger_store, recover, smaller_store
+from daskcurv.runs.extend import change_places, larger_store, recover, smaller_store
 from daskcurv.storage import ResultsStore, launcher_lock, open_results, schema
 from tests.conftest import Project
 from tests.test_store import IDENTITY, make_store

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from daskcurv.checkpoints import Checkpoint
+from daskcurv.atomic import discard_drafts, whole_directory, whole_file, write_whole
 from daskcurv.cli import main
 from daskcurv.errors import ConfigError
-from daskcurv.files import discard_drafts, whole_directory, whole_file, write_whole
-from daskcurv.pipeline.plan import Plan
+from daskcurv.experiment.checkpoints import Checkpoint
 from daskcurv.places import followed, names_of, place_for
+from daskcurv.runs.plan import Plan
 from daskcurv.storage import ResultsStore
 from tests.test_store import make_store
 

@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from daskcurv import rademacher_probes
-from daskcurv.probes import philox4x32
+from daskcurv.estimators.probes import philox4x32
 
 IMAGE = (3, 32, 32)
 

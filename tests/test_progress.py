@@ -11,8 +11,8 @@ import time
 import pytest
 
 from daskcurv.logs import counted
-from daskcurv.pipeline import progress
-from daskcurv.pipeline.progress import Progress
+from daskcurv.runs.accounts import progress
+from daskcurv.runs.accounts.progress import Progress
 
 
 class Clock:

@@ -16,10 +16,10 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from daskcurv import SampleScores, score_samples
-from daskcurv.dataset import DIRECTORY, normalise, read_cifar
 from daskcurv.demo import make_dataset
 from daskcurv.estimators.difference_propagation import _split
-from daskcurv.models import ModelSpec
+from daskcurv.experiment.data.cifar import DIRECTORY, normalise, read_cifar
+from daskcurv.experiment.resnet18 import ModelSpec
 from tests.builders import TINY, make_model
 from tests.oracles import assert_scores, referee
 

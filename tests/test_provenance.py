@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from daskcurv.checkpoints import discover
+from daskcurv.audit.provenance import checkpoint_damage, disagreement, recompute
 from daskcurv.cli import main
-from daskcurv.dataset import read_cifar
 from daskcurv.errors import StoreError
-from daskcurv.pipeline.provenance import checkpoint_damage, disagreement, recompute
+from daskcurv.experiment.checkpoints import discover
+from daskcurv.experiment.data.cifar import read_cifar
 from daskcurv.storage import ResultsStore
 from tests.builders import make_model, write_checkpoints, write_cifar
 from tests.conftest import Project
@@ -180,7 +180,7 @@ def test_options_that_do_not_fit_are_refused(launched, capfd):
 
 
 def test_a_store_without_checkpoints_says_so(tmp_path):
-    from daskcurv.pipeline.provenance import experiment_index
+    from daskcurv.audit.provenance import experiment_index
 
     with pytest.raises(StoreError, match="was not computed from checkpoints"):
         experiment_index(make_store(tmp_path / "s", 0))

@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from daskcurv.classes import Schedule
+from daskcurv.experiment.curriculum import Schedule
 from daskcurv.report import findings as gathering
 from daskcurv.report.figures import FIGURES, LINES, draw
 from daskcurv.report.findings import Findings, gather

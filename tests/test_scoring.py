@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from daskcurv import SampleScores, score_samples
 from daskcurv.errors import ConfigError
-from daskcurv.probes import draw_probe
+from daskcurv.estimators.probes import draw_probe
 from tests.builders import make_model
 
 N = 11

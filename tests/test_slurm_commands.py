@@ -12,18 +12,19 @@ from typing import Any
 
 import pytest
 
-from daskcurv.clusters import slurm, slurm_commands
-from daskcurv.clusters.job_script import job_script, start_cluster
 from daskcurv.clusters.options import ClusterOptions
-from daskcurv.clusters.slurm import SlurmFleet
-from daskcurv.clusters.slurm_commands import Job, SlurmError, parse_duration
-from daskcurv.clusters.slurm_environment import (
+from daskcurv.clusters.slurm import cluster as slurm
+from daskcurv.clusters.slurm import commands as slurm_commands
+from daskcurv.clusters.slurm.cluster import SlurmFleet
+from daskcurv.clusters.slurm.commands import Job, SlurmError, parse_duration
+from daskcurv.clusters.slurm.environment import (
     command_environment,
     step_environment,
     tell_about_jobs,
     tell_about_steps,
 )
-from daskcurv.clusters.submit import launcher_script, submit
+from daskcurv.clusters.slurm.job_script import job_script, start_cluster
+from daskcurv.clusters.slurm.submit import launcher_script, submit
 from daskcurv.errors import ClusterError
 from tests.builders import write_command
 

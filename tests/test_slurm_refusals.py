@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from daskcurv.cli import main
-from daskcurv.clusters import slurm_commands
-from daskcurv.clusters.job_script import job_script
 from daskcurv.clusters.options import ClusterOptions
-from daskcurv.clusters.slurm_commands import SlurmError
+from daskcurv.clusters.slurm import commands as slurm_commands
+from daskcurv.clusters.slurm.commands import SlurmError
+from daskcurv.clusters.slurm.job_script import job_script
 from tests.builders import write_checkpoints, write_cifar
 from tests.conftest import Project
 from tests.minislurm import MiniSlurm, wait_for

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 import torch
 
-from daskcurv import run_record
-from daskcurv.classes import active_samples
 from daskcurv.cli import main, stores
-from daskcurv.pipeline.progress import Progress
-from daskcurv.run_record import RunRecord, recording
-from daskcurv.status import KILLED, describe, read_status
+from daskcurv.experiment.curriculum import active_samples
+from daskcurv.runs.accounts import record as run_record
+from daskcurv.runs.accounts.progress import Progress
+from daskcurv.runs.accounts.record import RunRecord, recording
+from daskcurv.runs.status import KILLED, describe, read_status
 from daskcurv.storage import launcher_lock
 from daskcurv.storage.compact import compact
 from daskcurv.storage.store import ResultsStore

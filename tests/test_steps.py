@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from daskcurv.clusters import allocation
-from daskcurv.clusters.allocation import Slot, Steps
-from daskcurv.clusters.fleet import TRIES
+from daskcurv.clusters.slurm import allocation
+from daskcurv.clusters.slurm.allocation import Slot, Steps
+from daskcurv.clusters.slurm.fleet import TRIES
 from daskcurv.errors import ClusterError
 from tests.builders import write_command
 

@@ -22,9 +22,9 @@ from daskcurv import score_samples, surroundings
 from daskcurv.cli import main
 from daskcurv.clusters import worker
 from daskcurv.clusters.environment import WORKER_JOB
-from daskcurv.dataset import normalise
 from daskcurv.errors import ConfigError
 from daskcurv.estimators import precision
+from daskcurv.experiment.data.cifar import normalise
 from tests.builders import make_model
 from tests.conftest import Project
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from daskcurv.classes import Schedule
+from daskcurv.experiment.curriculum import Schedule
 from daskcurv.storage import open_results
 from tests.test_store import CLASSES, IDENTITY, N, finish, make_store, sample_columns
 

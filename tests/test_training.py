@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from daskcurv import demo, training
-from daskcurv.classes import Schedule
 from daskcurv.cli import main
-from daskcurv.models import ModelSpec
-from daskcurv.pipeline.launch import Outcome
+from daskcurv.experiment.curriculum import Schedule
+from daskcurv.experiment.resnet18 import ModelSpec
+from daskcurv.runs.launch import Outcome
 from daskcurv.training import STATE, TrainingRun, train
 from tests.builders import write_cifar
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from daskcurv.atomic import whole_directory
 from daskcurv.errors import ExportError, StoreWriteError
-from daskcurv.files import whole_directory
 from daskcurv.storage.attributes import identity_of
 from daskcurv.storage.group import consolidate
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from daskcurv.cli.options import flag, verb
 from daskcurv.logs import counted
-from daskcurv.pipeline.options import parse_epochs
+from daskcurv.runs.options import parse_epochs
 from daskcurv.storage.export import INACTIVE_CHOICES
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from daskcurv.cli.parser import CommandParser
-from daskcurv.pipeline.options import LaunchOptions
+from daskcurv.runs.options import LaunchOptions
 
 DEFAULTS = LaunchOptions()
 

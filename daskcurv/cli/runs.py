@@ -9,14 +9,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from daskcurv.classes import PARTITIONS, Schedule
 from daskcurv.cli.options import DEFAULTS, flag, lines, option, verb
 from daskcurv.cli.parser import CommandParser
 from daskcurv.clusters.options import CLUSTERS, DEVICES, ClusterOptions, cluster_options
 from daskcurv.config import HEADS, METHODS, PRECISIONS, EstimatorConfig
 from daskcurv.errors import ConfigError
+from daskcurv.experiment.curriculum import PARTITIONS, Schedule
 from daskcurv.logs import log_to_file, stream_lost
-from daskcurv.pipeline.options import LaunchOptions
+from daskcurv.runs.options import LaunchOptions
 from daskcurv.streams import keep_computing
 
 log = logging.getLogger(__name__)
@@ -293,7 +293,7 @@ def _options(args: argparse.Namespace) -> LaunchOptions:
 
 
 def _launch(args: argparse.Namespace) -> int:
-    from daskcurv.pipeline.launch import launch
+    from daskcurv.runs.launch import launch
 
     keep_computing(stream_lost)
     given = vars(args)
@@ -323,8 +323,8 @@ def _job(args: argparse.Namespace) -> LaunchOptions:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from daskcurv.pipeline.estimate import dry_run
-    from daskcurv.pipeline.inputs import gather
+    from daskcurv.runs.cost import dry_run
+    from daskcurv.runs.inputs import gather
 
     if args.rate is not None and not 0 < args.rate < math.inf:
         raise ConfigError(f"rate is {args.rate}; expected samples per second, greater than 0")
@@ -334,13 +334,13 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _print_or_submit(options: LaunchOptions, args: argparse.Namespace) -> int:
-    from daskcurv.clusters.submit import launcher_script, submit
-    from daskcurv.pipeline.inputs import gather
+    from daskcurv.clusters.slurm.submit import launcher_script, submit
+    from daskcurv.runs.inputs import gather
 
     if "submit" in args:
         script = launcher_script(options.cluster, args.words)
     elif options.cluster.cluster == "slurm":
-        from daskcurv.clusters.job_script import job_script
+        from daskcurv.clusters.slurm.job_script import job_script
 
         script = job_script(options.cluster)
     else:
@@ -355,13 +355,13 @@ def _print_or_submit(options: LaunchOptions, args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from daskcurv.pipeline.partitioning import verify_class_partitioning
+    from daskcurv.audit.partitioning import verify_class_partitioning
 
     return 0 if verify_class_partitioning(_options(args), args.num_classes) else 1
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from daskcurv.doctor import examine
+    from daskcurv.audit.doctor import examine
 
     options = replace(_options(args), epochs=vars(args).get("epochs", "all"))
     named = bool({"data_path", "model_dir"} & vars(args).keys())

@@ -111,9 +111,9 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _has_its_origin(args: argparse.Namespace) -> bool:
     """Report whether the store's results are what its checkpoints give."""
-    from daskcurv.checkpoints import discover
-    from daskcurv.dataset import read_cifar
-    from daskcurv.pipeline import provenance
+    from daskcurv.audit import provenance
+    from daskcurv.experiment.checkpoints import discover
+    from daskcurv.experiment.data.cifar import read_cifar
     from daskcurv.storage import ResultsStore
 
     store = ResultsStore.open(args.store)
@@ -167,7 +167,7 @@ def _add_status(parser: argparse.ArgumentParser) -> None:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from daskcurv.status import describe, read_status
+    from daskcurv.runs.status import describe, read_status
 
     watch, as_json = "watch" in args, "json" in args
     while True:

@@ -33,11 +33,11 @@ def open_cluster(options: ClusterOptions, directory: Path) -> Iterator[Cluster]:
 def _manager(options: ClusterOptions, directory: Path) -> AbstractContextManager[Cluster]:
     # Imported when used: dask-jobqueue takes its time, and touches signal handlers.
     if options.cluster == "slurm":
-        from daskcurv.clusters.slurm import slurm_cluster
+        from daskcurv.clusters.slurm.cluster import slurm_cluster
 
         return slurm_cluster(options, directory)
     if options.cluster == "allocation":
-        from daskcurv.clusters.allocation import allocation_cluster
+        from daskcurv.clusters.slurm.allocation import allocation_cluster
 
         return allocation_cluster(options, directory)
     if options.cluster == "connect":

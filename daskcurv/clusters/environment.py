@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 WORKER_ENVIRONMENT = {
-    # Each worker computes on one thread; see daskcurv.pipeline.task.
+    # Each worker computes on one thread; see daskcurv.runs.block.
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",

@@ -21,4 +21,4 @@ def dask_setup(worker: Any) -> None:
     if WORKER_JOB in os.environ:
         log_to_stderr()
         # Here and not at the first block: what is missing on a node ends the job before it joins.
-        import_module("daskcurv.pipeline.task")
+        import_module("daskcurv.runs.block")

@@ -25,9 +25,9 @@ from collections.abc import Sequence
 import dask
 
 from daskcurv import surroundings
-from daskcurv.clusters import slurm_commands
 from daskcurv.clusters.environment import DEADLINE, WORKER_ENVIRONMENT, WORKER_JOB
-from daskcurv.clusters.fleet import UNFIT
+from daskcurv.clusters.slurm import commands as slurm_commands
+from daskcurv.clusters.slurm.fleet import UNFIT
 from daskcurv.logs import log_to_stderr
 
 log = logging.getLogger("daskcurv.clusters.worker")

@@ -35,8 +35,8 @@ from daskcurv.estimators.kernels import KERNELS, dense
 from daskcurv.estimators.logits import input_gradient, logits_of, relative_error
 from daskcurv.estimators.network import Network
 from daskcurv.estimators.precision import tensor_float32
+from daskcurv.estimators.probes import draw_probe
 from daskcurv.estimators.tracing import UnsupportedError, some
-from daskcurv.probes import draw_probe
 
 # On a CPU, several probes of a small batch go through the network together, which shares the cost
 # of bringing in the weights: so many that a pixel of one channel takes this much memory. With

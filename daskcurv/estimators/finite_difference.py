@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from daskcurv.config import EstimatorConfig
 from daskcurv.estimators.base import Measures, ProbeMeans, SampleLoss
 from daskcurv.estimators.logits import input_gradient
+from daskcurv.estimators.probes import draw_probe
 from daskcurv.estimators.tracing import folded, some
-from daskcurv.probes import draw_probe
 
 
 class FiniteDifference:

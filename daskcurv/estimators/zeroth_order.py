@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from daskcurv.config import EstimatorConfig
 from daskcurv.estimators.base import Measures, SampleLoss
 from daskcurv.estimators.logits import logits_of
+from daskcurv.estimators.probes import draw_probe
 from daskcurv.estimators.tracing import folded, some
-from daskcurv.probes import draw_probe
 
 
 class ZerothOrder:

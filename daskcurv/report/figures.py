@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from daskcurv.analysis.groups import PARTS
-from daskcurv.classes import VALIDATION
+from daskcurv.experiment.curriculum import VALIDATION
 from daskcurv.report.findings import LEVELS, Findings, sizes
 from daskcurv.spread import evenly
 

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from daskcurv.dataset import read_cifar
 from daskcurv.errors import DataError
+from daskcurv.experiment.data.cifar import read_cifar
 from daskcurv.report.figures import class_of, describe_sample
 from daskcurv.report.findings import Findings
 from daskcurv.report.statements import of_cohorts

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import daskcurv
+from daskcurv.atomic import write_whole
 from daskcurv.errors import StoreWriteError
-from daskcurv.files import write_whole
 from daskcurv.report import galleries, statements
 from daskcurv.report.findings import Findings
 from daskcurv.storage.attributes import identity_of

@@ -9,10 +9,10 @@ from typing import Any
 from tqdm import tqdm
 
 import daskcurv
-from daskcurv.checkpoints import Checkpoint, check_all
 from daskcurv.errors import CheckpointError
-from daskcurv.pipeline.inputs import Inputs, sample_columns
-from daskcurv.pipeline.options import LaunchOptions
+from daskcurv.experiment.checkpoints import Checkpoint, check_all
+from daskcurv.runs.inputs import Inputs, sample_columns
+from daskcurv.runs.options import LaunchOptions
 from daskcurv.storage import ResultsStore, schema
 from daskcurv.storage.chunks import shown
 from daskcurv.storage.columns import damaged_columns, restore_columns

@@ -4,7 +4,7 @@ dask-jobqueue writes the job script and submits it. Holding the fleet is done he
 ways are not enough for a run of days: ``scale`` never replaces a job, ``adapt`` replaces only those
 whose worker had joined, cancels jobs that SLURM has requeued, and a refused submission is but a
 line in a log. Every few seconds `SlurmFleet.tend` asks SLURM for all jobs of the run, lets
-`daskcurv.clusters.fleet` judge those that ended, and submits what is missing.
+`daskcurv.clusters.slurm.fleet` judge those that ended, and submits what is missing.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ import dask
 from distributed import Client
 from distributed.core import Status
 
-from daskcurv.clusters import slurm_commands
 from daskcurv.clusters.base import scheduler_settings, way_to_dashboard, worker_names
-from daskcurv.clusters.fleet import BACK_OFF_SECONDS, START_SECONDS, End, Fleet
-from daskcurv.clusters.job_script import job_settings, start_cluster, worker_log
 from daskcurv.clusters.options import ClusterOptions, check_interface
-from daskcurv.clusters.run_directory import open_credentials, record_job, run_directory
-from daskcurv.clusters.slurm_commands import Job, SlurmError
-from daskcurv.clusters.slurm_environment import tell_about_jobs
+from daskcurv.clusters.slurm import commands as slurm_commands
+from daskcurv.clusters.slurm.commands import Job, SlurmError
+from daskcurv.clusters.slurm.environment import tell_about_jobs
+from daskcurv.clusters.slurm.fleet import BACK_OFF_SECONDS, START_SECONDS, End, Fleet
+from daskcurv.clusters.slurm.job_script import job_settings, start_cluster, worker_log
+from daskcurv.clusters.slurm.run_directory import open_credentials, record_job, run_directory
 from daskcurv.errors import ClusterError
 from daskcurv.logs import LOG_DIR
 

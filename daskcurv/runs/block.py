@@ -25,16 +25,16 @@ from distributed import get_worker
 from numpy.typing import NDArray
 from torch import Tensor
 
-from daskcurv.checkpoints import check_weights, read_state_dict
-from daskcurv.classes import Schedule
 from daskcurv.clusters.environment import DEADLINE
 from daskcurv.config import EstimatorConfig
-from daskcurv.dataset import normalise, open_prepared
 from daskcurv.errors import CheckpointChangedError, ClusterError
 from daskcurv.estimators.auto import CHECK_SAMPLES, has_fast_bfloat16
-from daskcurv.models import ModelSpec
-from daskcurv.pipeline.feed import Declined
-from daskcurv.scoring import SampleScores, Scorer
+from daskcurv.estimators.scoring import SampleScores, Scorer
+from daskcurv.experiment.checkpoints import check_weights, read_state_dict
+from daskcurv.experiment.curriculum import Schedule
+from daskcurv.experiment.data.cifar import normalise, open_prepared
+from daskcurv.experiment.resnet18 import ModelSpec
+from daskcurv.runs.window import Declined
 from daskcurv.storage import schema
 from daskcurv.storage.finite import measures_of, not_finite
 from daskcurv.storage.store import ResultsStore
@@ -56,7 +56,7 @@ class RunContext:
     ----------
     store : Path
     prepared : Path
-        Directory made by `daskcurv.dataset.prepare`.
+        Directory made by `daskcurv.experiment.data.cifar.prepare`.
     estimator : EstimatorConfig
     head : {"all", "active"}
         Outputs that take part in the loss: all, or those of the active classes.

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from daskcurv.classes import class_order_of, read_class_order
 from daskcurv.errors import DataError
-from daskcurv.pipeline.options import REGENERATE, LaunchOptions
+from daskcurv.experiment.curriculum import class_order_of, read_class_order
 from daskcurv.places import exists, leads_nowhere, listed, names_in
+from daskcurv.runs.options import REGENERATE, LaunchOptions
 
 log = logging.getLogger(__name__)
 

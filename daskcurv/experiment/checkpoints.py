@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from daskcurv.errors import CheckpointError
-from daskcurv.models import ModelSpec
+from daskcurv.experiment.resnet18 import ModelSpec
 from daskcurv.places import leads_nowhere, listed, names_in
 
 log = logging.getLogger(__name__)

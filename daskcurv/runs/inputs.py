@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from daskcurv import dataset as data
-from daskcurv.checkpoints import discover, read_state_dict
-from daskcurv.classes import held_out_split
 from daskcurv.config import EstimatorConfig, Identity
 from daskcurv.errors import CheckpointError, ConfigError, DataError, StoreError
 from daskcurv.estimators import get_estimator, settle
-from daskcurv.models import ModelSpec
-from daskcurv.pipeline.class_order import find_class_order
-from daskcurv.pipeline.options import LaunchOptions, parse_epochs
+from daskcurv.estimators.probes import GENERATOR
+from daskcurv.experiment.checkpoints import discover, read_state_dict
+from daskcurv.experiment.class_order import find_class_order
+from daskcurv.experiment.curriculum import held_out_split
+from daskcurv.experiment.data import cifar as data
+from daskcurv.experiment.resnet18 import ModelSpec
 from daskcurv.places import check_writable, exists, place_for
-from daskcurv.probes import GENERATOR
+from daskcurv.runs.options import LaunchOptions, parse_epochs
 from daskcurv.storage import ResultsStore
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,8 @@ class Inputs:
 def gather(options: LaunchOptions) -> Inputs:
     """Find and read a run's inputs; quick checks come first.
 
-    The weights are only looked at here; `daskcurv.checkpoints.check_all` reads them through.
+    The weights are only looked at here; `daskcurv.experiment.checkpoints.check_all` reads them
+    through.
 
     Raises
     ------

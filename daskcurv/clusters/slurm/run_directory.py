@@ -24,9 +24,9 @@ from pathlib import Path
 
 from distributed.security import Security
 
-from daskcurv.clusters import slurm_commands
-from daskcurv.clusters.slurm_commands import SlurmError
-from daskcurv.clusters.slurm_environment import command_environment
+from daskcurv.clusters.slurm import commands as slurm_commands
+from daskcurv.clusters.slurm.commands import SlurmError
+from daskcurv.clusters.slurm.environment import command_environment
 from daskcurv.errors import ClusterError
 
 log = logging.getLogger(__name__)

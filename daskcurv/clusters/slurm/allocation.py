@@ -23,14 +23,14 @@ import dask
 from distributed import Client, Scheduler
 from distributed.deploy.spec import SpecCluster
 
-from daskcurv.clusters import slurm_commands
 from daskcurv.clusters.base import scheduler_settings, way_to_dashboard, worker_names
-from daskcurv.clusters.fleet import BACK_OFF_SECONDS, START_SECONDS, End, Fleet
-from daskcurv.clusters.job_script import DEATH_TIMEOUT_SECONDS
 from daskcurv.clusters.options import ClusterOptions, check_interface
-from daskcurv.clusters.run_directory import open_credentials, run_directory
-from daskcurv.clusters.slurm import ALLOWED_FAILURES
-from daskcurv.clusters.slurm_environment import step_environment, tell_about_steps
+from daskcurv.clusters.slurm import commands as slurm_commands
+from daskcurv.clusters.slurm.cluster import ALLOWED_FAILURES
+from daskcurv.clusters.slurm.environment import step_environment, tell_about_steps
+from daskcurv.clusters.slurm.fleet import BACK_OFF_SECONDS, START_SECONDS, End, Fleet
+from daskcurv.clusters.slurm.job_script import DEATH_TIMEOUT_SECONDS
+from daskcurv.clusters.slurm.run_directory import open_credentials, run_directory
 from daskcurv.errors import ClusterError
 from daskcurv.logs import LOG_DIR
 

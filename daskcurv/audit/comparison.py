@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from daskcurv.config import EstimatorConfig
+from daskcurv.estimators.scoring import Scorer
 from daskcurv.estimators.tracing import CONVOLUTIONS
-from daskcurv.scoring import Scorer
 
 TF32_BITS = 10
 """Explicit bits of a TF32 significand."""

@@ -14,10 +14,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from daskcurv.clusters import slurm_commands
 from daskcurv.clusters.options import JOB_OPTIONS, ClusterOptions
-from daskcurv.clusters.slurm_commands import SlurmError
-from daskcurv.clusters.slurm_environment import tell_about_jobs
+from daskcurv.clusters.slurm import commands as slurm_commands
+from daskcurv.clusters.slurm.commands import SlurmError
+from daskcurv.clusters.slurm.environment import tell_about_jobs
 from daskcurv.errors import ClusterError, ConfigError
 from daskcurv.logs import LAUNCHER_LOG, LOG_DIR
 

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from daskcurv.classes import active_samples
 from daskcurv.clusters.local import available_cores, visible_gpus
-from daskcurv.dataset import Cifar
-from daskcurv.pipeline.inputs import Inputs
-from daskcurv.pipeline.more_probes import larger_store, smaller_store
-from daskcurv.pipeline.opening import check_weights, open_existing
-from daskcurv.pipeline.options import LaunchOptions
-from daskcurv.pipeline.plan import Plan, make_plan
+from daskcurv.experiment.curriculum import active_samples
+from daskcurv.experiment.data.cifar import Cifar
 from daskcurv.places import existing
+from daskcurv.runs.extend import larger_store, smaller_store
+from daskcurv.runs.inputs import Inputs
+from daskcurv.runs.opening import check_weights, open_existing
+from daskcurv.runs.options import LaunchOptions
+from daskcurv.runs.plan import Plan, make_plan
 from daskcurv.storage import ResultsStore, schema
 from daskcurv.storage.lock import beside
 

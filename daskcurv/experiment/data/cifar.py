@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from daskcurv.atomic import whole_directory
 from daskcurv.errors import DataError, StoreWriteError
-from daskcurv.files import whole_directory
 from daskcurv.places import exists, leads_nowhere, listed, names_in
 
 if TYPE_CHECKING:

@@ -19,17 +19,18 @@ import torch
 from numpy.typing import NDArray
 
 from daskcurv import surroundings
-from daskcurv.checkpoints import check_all, read_state_dict
-from daskcurv.classes import active_samples
+from daskcurv.audit.comparison import compare
 from daskcurv.clusters.local import available_cores, visible_gpus
-from daskcurv.comparison import compare
 from daskcurv.config import EstimatorConfig
-from daskcurv.dataset import normalise
 from daskcurv.errors import DaskcurvError
 from daskcurv.estimators.auto import has_fast_bfloat16
 from daskcurv.estimators.kernels import KERNELS
 from daskcurv.estimators.precision import lowered_precision
-from daskcurv.pipeline.estimate import (
+from daskcurv.experiment.checkpoints import check_all, read_state_dict
+from daskcurv.experiment.curriculum import active_samples
+from daskcurv.experiment.data.cifar import normalise
+from daskcurv.places import existing, exists
+from daskcurv.runs.cost import (
     Size,
     copy_size,
     export_size,
@@ -37,9 +38,8 @@ from daskcurv.pipeline.estimate import (
     store_size,
     workers_of,
 )
-from daskcurv.pipeline.inputs import PROPAGATION, Inputs, gather, sample_columns
-from daskcurv.pipeline.options import LaunchOptions
-from daskcurv.places import existing, exists
+from daskcurv.runs.inputs import PROPAGATION, Inputs, gather, sample_columns
+from daskcurv.runs.options import LaunchOptions
 from daskcurv.spread import evenly
 from daskcurv.storage import schema
 

@@ -4,7 +4,7 @@ Environment variables of ``sbatch`` override the lines of a job script, those of
 ``scancel`` hide jobs from the launcher, and those of ``srun`` change where a worker writes and when
 it is ended. None of them is passed on, except for settings of the site that the launcher's options
 do not set: account, partition and the like. The directives of a job script are repeated on
-``sbatch``'s command line, which overrides them (`daskcurv.clusters.slurm_commands.submit`).
+``sbatch``'s command line, which overrides them (`daskcurv.clusters.slurm.commands.submit`).
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ from itertools import zip_longest
 import numpy as np
 from numpy.typing import NDArray
 
-from daskcurv.checkpoints import Checkpoint
-from daskcurv.classes import active_samples
-from daskcurv.pipeline.inputs import Inputs, sample_columns
-from daskcurv.pipeline.options import LaunchOptions
-from daskcurv.pipeline.task import BlockTask
+from daskcurv.experiment.checkpoints import Checkpoint
+from daskcurv.experiment.curriculum import active_samples
+from daskcurv.runs.block import BlockTask
+from daskcurv.runs.inputs import Inputs, sample_columns
+from daskcurv.runs.options import LaunchOptions
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.schema import DEFAULT_BLOCK_SIZE
 

@@ -15,7 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from daskcurv import surroundings
-from daskcurv.arguments import (
+from daskcurv.config import EstimatorConfig, check_positive
+from daskcurv.errors import ConfigError
+from daskcurv.estimators import Auto, Measures, SampleLoss, get_estimator, settle, true_float32
+from daskcurv.estimators.arguments import (
     check_classes,
     check_parameters,
     device_of,
@@ -23,9 +26,6 @@ from daskcurv.arguments import (
     integers_of,
     private_copy,
 )
-from daskcurv.config import EstimatorConfig, check_positive
-from daskcurv.errors import ConfigError
-from daskcurv.estimators import Auto, Measures, SampleLoss, get_estimator, settle, true_float32
 from daskcurv.estimators.logits import logits_of, relative_error
 from daskcurv.estimators.precision import lowered_precision
 from daskcurv.estimators.tracing import first_line

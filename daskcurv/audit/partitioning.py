@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from daskcurv.classes import Schedule, class_order_of
-from daskcurv.pipeline.class_order import find_class_order
-from daskcurv.pipeline.options import LaunchOptions
+from daskcurv.experiment.class_order import find_class_order
+from daskcurv.experiment.curriculum import Schedule, class_order_of
+from daskcurv.runs.options import LaunchOptions
 
 DOCUMENTED_START = (8, 44, 23, 58, 49, 80, 64, 86, 30, 92, 38, 5, 25, 52, 6, 74, 14, 40, 37, 45)
 """The first classes of experiment index 0 in the documentation of the training run."""

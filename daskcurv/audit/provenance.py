@@ -13,14 +13,19 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from daskcurv.checkpoints import READERS, check_weights, digest_and_damage, read_state_dict
-from daskcurv.classes import Schedule
 from daskcurv.config import EstimatorConfig
-from daskcurv.dataset import Cifar, normalise
 from daskcurv.errors import CheckpointError, DataError, StoreError
 from daskcurv.estimators.auto import MEDIAN_ERROR, WORST_ERROR
-from daskcurv.models import ModelSpec
-from daskcurv.scoring import Scorer
+from daskcurv.estimators.scoring import Scorer
+from daskcurv.experiment.checkpoints import (
+    READERS,
+    check_weights,
+    digest_and_damage,
+    read_state_dict,
+)
+from daskcurv.experiment.curriculum import Schedule
+from daskcurv.experiment.data.cifar import Cifar, normalise
+from daskcurv.experiment.resnet18 import ModelSpec
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.checks import Damage
 

@@ -22,9 +22,9 @@ import dask
 from distributed.core import Status
 from distributed.security import Security
 
-from daskcurv.clusters import slurm_commands
 from daskcurv.clusters.options import ClusterOptions
-from daskcurv.clusters.slurm_commands import SlurmError
+from daskcurv.clusters.slurm import commands as slurm_commands
+from daskcurv.clusters.slurm.commands import SlurmError
 from daskcurv.logs import LOG_DIR
 
 DEATH_TIMEOUT_SECONDS = 60

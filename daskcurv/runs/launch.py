@@ -17,23 +17,23 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from daskcurv import surroundings
+from daskcurv.atomic import discard_drafts
 from daskcurv.clusters import open_cluster
 from daskcurv.clusters.local import gpus_for
-from daskcurv.clusters.slurm_commands import seconds_left
-from daskcurv.dataset import prepare
+from daskcurv.clusters.slurm.commands import seconds_left
 from daskcurv.errors import CheckpointChangedError, ConfigError, DaskcurvError, ExportError
-from daskcurv.files import discard_drafts
-from daskcurv.pipeline.estimate import dry_run, warn_of_full_disk
-from daskcurv.pipeline.feed import TASKS_PER_WORKER, Done, SetAside, Waiting, feed
-from daskcurv.pipeline.inputs import Inputs, gather
-from daskcurv.pipeline.more_probes import change_places, larger_store, recover, smaller_store
-from daskcurv.pipeline.opening import ready_store
-from daskcurv.pipeline.options import LaunchOptions
-from daskcurv.pipeline.plan import Plan, make_plan
-from daskcurv.pipeline.progress import Progress
-from daskcurv.pipeline.task import BlockReport, BlockTask, RunContext, score_block
+from daskcurv.experiment.data.cifar import prepare
 from daskcurv.places import place_for
-from daskcurv.run_record import RunRecord, recording
+from daskcurv.runs.accounts.progress import Progress
+from daskcurv.runs.accounts.record import RunRecord, recording
+from daskcurv.runs.block import BlockReport, BlockTask, RunContext, score_block
+from daskcurv.runs.cost import dry_run, warn_of_full_disk
+from daskcurv.runs.extend import change_places, larger_store, recover, smaller_store
+from daskcurv.runs.inputs import Inputs, gather
+from daskcurv.runs.opening import ready_store
+from daskcurv.runs.options import LaunchOptions
+from daskcurv.runs.plan import Plan, make_plan
+from daskcurv.runs.window import TASKS_PER_WORKER, Done, SetAside, Waiting, feed
 from daskcurv.storage import ResultsStore, export_epoch, launcher_lock
 from daskcurv.storage.export import is_exported
 from daskcurv.storage.finite import count_not_finite, note_epochs, noted_epochs, told

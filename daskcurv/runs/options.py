@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from daskcurv.classes import Schedule
 from daskcurv.clusters.options import ClusterOptions
 from daskcurv.config import HEADS, EstimatorConfig, check_positive
-from daskcurv.dataset import DIRECTORY
 from daskcurv.errors import ConfigError
+from daskcurv.experiment.curriculum import Schedule
+from daskcurv.experiment.data.cifar import DIRECTORY
 
 if TYPE_CHECKING:
     import torch

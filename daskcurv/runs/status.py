@@ -1,7 +1,7 @@
 """The progress of a run, seen from another shell, during the run and after it.
 
 Finished work is counted in the store; the rest is read from the run record (see
-`daskcurv.run_record`). Nothing is written.
+`daskcurv.runs.accounts.record`). Nothing is written.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from daskcurv.classes import active_samples
+from daskcurv.experiment.curriculum import active_samples
 from daskcurv.logs import counted
 from daskcurv.places import followed, listed
-from daskcurv.run_record import read_record
+from daskcurv.runs.accounts.record import read_record
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.chunks import shown
 from daskcurv.storage.finite import noted_epochs

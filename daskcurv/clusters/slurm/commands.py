@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from daskcurv.clusters.slurm_environment import command_environment
+from daskcurv.clusters.slurm.environment import command_environment
 from daskcurv.errors import ClusterError
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""Checks of a machine, of the inputs, and of results."""

@@ -1,0 +1,1 @@
+"""A training run: its data, weights by epoch, network and class schedule."""

@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from daskcurv.experiment.resnet18 import ModelSpec  # noqa: E402
-from tests.builders import write_checkpoints, write_cifar  # noqa: E402
+from tests.support.builders import write_checkpoints, write_cifar  # noqa: E402
 
 REPORT = re.compile(r"computed=True, seconds=([\d.e-]+), writing_seconds=([\d.e-]+)")
 

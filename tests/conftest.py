@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from daskcurv.cli import main
-from tests.builders import write_checkpoints, write_cifar
-from tests.minislurm import MiniSlurm, missing_programs
+from tests.support.builders import write_checkpoints, write_cifar
+from tests.support.minislurm import MiniSlurm, missing_programs
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -1,0 +1,302 @@
+"""Which method is used, and what is said when it is not the fast one."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from daskcurv import open_results, score_samples
+from daskcurv.config import EstimatorConfig
+from daskcurv.errors import ConfigError
+from daskcurv.estimators import auto, kernels
+from daskcurv.estimators.difference_propagation import DifferencePropagation
+from daskcurv.estimators.kernels import Kernels
+from daskcurv.estimators.layers import Rectifier
+from daskcurv.estimators.network import Network
+from daskcurv.estimators.scoring import Scorer
+from tests.conftest import Project
+from tests.support.builders import make_model
+
+
+@pytest.fixture(autouse=True)
+def fast_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Most of what is tested here is tried only by CPUs that have it.
+    monkeypatch.setattr(auto, "has_fast_bfloat16", lambda device: True)
+
+
+@pytest.fixture
+def messages(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Any:
+    # The command line switches this off, for the whole process.
+    monkeypatch.setattr(logging.getLogger("daskcurv"), "propagate", True)
+    return caplog
+
+
+@pytest.fixture
+def samples() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(5, 3, 32, 32, generator=generator), torch.arange(5)
+
+
+class Gate(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+
+class Branch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+class Centre(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0, keepdim=True)
+
+
+class _Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return values.clamp(-1, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 3 * gradient
+
+
+class OwnGradient(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = _Straight.apply(x)
+        return result
+
+
+def network(odd: nn.Module) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = nn.Conv2d(3, 4, 3, 2), nn.ReLU(), odd, nn.Flatten(), nn.Linear(900, 10)
+        return nn.Sequential(*layers)
+
+
+UNSUPPORTED = [
+    (nn.GroupNorm(2, 4), r"module 2 \(GroupNorm\)"),
+    (nn.Softmax(1), r"module 2 \(Softmax\)"),
+    (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), r"module 2 \(Conv2d\)"),
+    (Gate(), r"function mul"),
+    (Branch(), r"Sequential cannot be traced"),
+    (OwnGradient(), r"Sequential cannot be traced"),
+]
+
+
+@pytest.mark.parametrize(("odd", "what"), UNSUPPORTED, ids=lambda value: type(value).__name__)
+def test_a_network_without_rules_is_scored_directly_and_the_module_named(
+    messages, samples, odd, what
+):
+    model = network(odd)
+    found = score_samples(model, *samples, n_probes=2)
+    (record,) = messages.records
+    assert record.levelname == "WARNING"
+    assert "direct finite differences instead of difference propagation" in record.message
+    assert re.search(what, record.message)
+    direct = score_samples(model, *samples, n_probes=2, method="finite-difference")
+    np.testing.assert_array_equal(found.curvature, direct.curvature)
+    with pytest.raises(ConfigError, match=what):
+        score_samples(model, *samples, n_probes=2, method="difference-propagation")
+
+
+def test_gradients_of_a_networks_own_making_are_kept(samples):
+    model = network(OwnGradient())
+    scores = score_samples(model, *samples, n_probes=1)
+    images = samples[0].clone().requires_grad_(True)
+    loss = nn.functional.cross_entropy(model(images), samples[1], reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, images)
+    np.testing.assert_allclose(scores.grad_norm, gradient.flatten(1).norm(dim=1), rtol=1e-5)
+
+
+def test_the_residual_network_is_scored_by_difference_propagation(messages, samples):
+    scorer = Scorer(make_model(), EstimatorConfig(n_probes=2), batch_size=5)
+    assert scorer.method == ""
+    scorer.score(samples[0], samples[1], torch.arange(5))
+    assert scorer.method.startswith("difference-propagation, ")
+    assert messages.records == []
+
+
+def test_a_wrong_rule_fails_the_self_check(messages, monkeypatch, samples):
+    right = Rectifier.backward
+    monkeypatch.setattr(Rectifier, "backward", lambda self, parts: 1.02 * right(self, parts))
+    model = make_model()
+    found = score_samples(model, *samples, n_probes=2)
+    assert "in the self-check on 5 samples they differ by" in messages.text
+    direct = score_samples(model, *samples, n_probes=2, method="finite-difference")
+    np.testing.assert_array_equal(found.curvature, direct.curvature)
+
+
+@pytest.mark.parametrize(("factor", "accepted"), [(1.3, True), (1.7, False), (0.4, False)])
+def test_a_rule_that_is_wrong_for_one_sample_of_eight_fails_the_self_check(
+    messages, monkeypatch, samples, factor, accepted
+):
+    """By half: the median of the others would not tell, and single kinks decide a few per cent."""
+    images, labels = torch.cat([samples[0], -samples[0]])[:8], torch.arange(8)
+    right = Network.backward
+
+    def wrong(self: Network, gamma: Tensor) -> Tensor:
+        result = right(self, gamma)
+        result.unflatten(0, (-1, 8))[:, 3] *= factor
+        return result
+
+    monkeypatch.setattr(Network, "backward", wrong)
+    scorer = Scorer(make_model(), EstimatorConfig(n_probes=2, precision="float32"))
+    scorer.choose_method(images, labels, torch.arange(8))
+    assert scorer.method.startswith("difference-propagation" if accepted else "finite-difference")
+    assert ("in the self-check on 8 samples they differ by" in messages.text) is not accepted
+
+
+def test_the_method_is_chosen_by_the_samples_given(monkeypatch, samples):
+    scorer = Scorer(make_model(), EstimatorConfig(n_probes=2), batch_size=5)
+    scorer.choose_method(samples[0], samples[1], torch.arange(5))
+    assert scorer.method.startswith("difference-propagation")
+
+
+def test_a_cpu_without_fast_bfloat16_takes_direct_differences(monkeypatch, messages, samples):
+    monkeypatch.setattr(auto, "has_fast_bfloat16", lambda device: False)
+    monkeypatch.setattr(DifferencePropagation, "__call__", None)
+    model = make_model()
+    found = score_samples(model, *samples, n_probes=2)
+    direct = score_samples(model, *samples, n_probes=2, method="finite-difference")
+    np.testing.assert_array_equal(found.curvature, direct.curvature)
+    assert messages.records == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"precision": "float32"}, {"method": "difference-propagation"}, {"precision": "bfloat16"}],
+)
+def test_without_fast_bfloat16_propagation_can_be_asked_for(monkeypatch, samples, settings):
+    monkeypatch.setattr(auto, "has_fast_bfloat16", lambda device: False)
+    scorer = Scorer(make_model(), EstimatorConfig(n_probes=2, **settings), batch_size=5)
+    scorer.choose_method(samples[0], samples[1], torch.arange(5))
+    assert scorer.method == f"difference-propagation, {settings.get('precision', 'float32')}"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_store_begun_with_propagation_goes_on_with_it(
+    project: Project, dry_launch, monkeypatch, precision
+):
+    run = project.launch("--epochs", "0", "--precision", precision, "--no_export")
+    assert run.returncode == 0, run.stdout
+    results = open_results(project.store)
+    assert results.method.sel(epoch=0) == f"difference-propagation, {precision}"
+    for fast in (False, True):
+        monkeypatch.setattr(auto, "has_fast_bfloat16", lambda device, fast=fast: fast)
+        # Another method would be refused.
+        assert dry_launch() == 0
+
+
+def test_float64_is_scored_directly_unless_asked_otherwise(monkeypatch, samples):
+    images, labels = samples[0].double(), samples[1]
+    model = make_model()
+    found = score_samples(model, images, labels, n_probes=2)
+    direct = score_samples(model, images, labels, n_probes=2, method="finite-difference")
+    np.testing.assert_array_equal(found.curvature, direct.curvature)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"precision": "half"}, "precision is 'half'; expected one of"),
+        ({"method": "finite-difference", "precision": "bfloat16"}, "always computed in float32"),
+        ({"method": "guess"}, "method is 'guess'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(samples, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        score_samples(make_model(), *samples, **settings)
+
+
+def test_the_model_and_the_process_are_left_as_they_were(samples):
+    model = make_model().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    names = [name for name, _ in model.named_modules()]
+    knobs = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    states = [knob.fp32_precision for knob in knobs]
+    score_samples(model, *samples, n_probes=1, precision="tf32")
+    assert [name for name, _ in model.named_modules()] == names
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert [knob.fp32_precision for knob in knobs] == states
+
+
+# Compiling
+
+
+def use(functions: Kernels, dtype: torch.dtype, parts: int, probes: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(rows: int, of: torch.dtype) -> list[Tensor]:
+        shape = rows * 2, 3, 4, 5
+        return [torch.randn(shape, generator=generator).to(of) for _ in range(parts)]
+
+    with torch.no_grad():
+        output, scaled = functions.clean_rectify(draw(1, torch.float32), 1e-3, dtype)
+        before, gradient = functions.clean_rectify_gradient(draw(1, torch.float32), scaled, 1e-3)
+        scaled, gradient = kernels.dense(scaled / 1000), kernels.dense(gradient / 1000)
+        rectified = functions.rectify(draw(probes, dtype), scaled)
+        gamma = functions.rectify_gradient(draw(probes, dtype), rectified, scaled, gradient)
+    return [output, scaled, before, gradient, rectified, gamma]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "parts", "probes"), [(torch.bfloat16, 1, 3), (torch.float32, 2, 1)]
+)
+def test_compiled_kernels_give_the_same_bits(dtype, parts, probes):
+    plain, compiled = Kernels(), Kernels()
+    compiled.compile()
+    for ours, theirs in zip(
+        use(compiled, dtype, parts, probes), use(plain, dtype, parts, probes), strict=True
+    ):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+
+
+def test_a_compiler_that_fails_costs_one_warning(messages, monkeypatch):
+    def broken(*arguments: Any) -> Any:
+        raise RuntimeError("no compiler here\nand a long story")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: broken)
+    functions = Kernels()
+    functions.compile()
+    found = use(functions, torch.bfloat16, 1, 2)
+    assert all(map(torch.equal, found, use(Kernels(), torch.bfloat16, 1, 2)))
+    (record,) = messages.records
+    assert "continuing without it, slower: no compiler here" in record.message
+    assert "long story" not in record.message
+    for device in map(torch.device, ("cpu", "cuda")):
+        functions.warm_up(device)
+        assert functions._functions is functions._plain
+
+
+def test_kernels_are_compiled_after_a_while_of_work(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("daskcurv.estimators.kernels.time.monotonic", lambda: now[0])
+    functions, calls = Kernels(), []
+    monkeypatch.setattr(functions, "compile", lambda: calls.append(now[0]))
+    functions.warm_up(torch.device("cpu"))
+    now[0] += kernels.COMPILE_AFTER_SECONDS - 1
+    functions.warm_up(torch.device("cpu"))
+    assert calls == []
+    now[0] += 2
+    functions.warm_up(torch.device("cpu"))
+    assert len(calls) == 1
+    assert math.isfinite(calls[0])
+
+
+def test_kernels_for_a_gpu_are_compiled_at_once(monkeypatch):
+    functions, calls = Kernels(), []
+    monkeypatch.setattr(functions, "compile", lambda: calls.append("compiled"))
+    functions.warm_up(torch.device("cuda"))
+    assert calls == ["compiled"]

@@ -26,6 +26,8 @@ EPOCHS_NOT_FINITE = "epochs_not_finite"
 def measures_of(store: ResultsStore) -> list[str]:
     """Return the measures that every computed sample of a store has, of those with fractions."""
     names = [variable.name for variable in schema.MEASURES if variable.dtype == "float32"]
+    if store.identity.get("estimator", {}).get("method") == "zeroth-order":
+        names = [name for name in names if name not in schema.OF_GRADIENTS]
     if "imported" not in store.attrs:
         return names
     # A tree need not have the others, which are NaN then.

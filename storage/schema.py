@@ -28,6 +28,9 @@ COMPACT = "compact"
 PROBE_MEANS = ("curvature", "curvature_sq", "directional_eig")
 """Variables that are means over the probes."""
 
+OF_GRADIENTS = ("directional_eig", "grad_norm")
+"""Variables that a method without gradients cannot give; they are NaN then."""
+
 
 @dataclass(frozen=True)
 class Variable:

@@ -1,10 +1,11 @@
 """Compare the results of two versions of daskcurv, bit for bit, on one machine.
 
-``python tests/campaigns/same_bits.py OLD NEW WORK [--without_demo]`` runs the same commands with the
-sources in the directories OLD and NEW, in subdirectories of WORK: a class-incremental run by each
-method, for each head and partition; a store of format 1 that is continued; the demo. Every
+``python tests/campaigns/same_bits.py OLD NEW WORK [--without_demo]`` runs the same commands with
+the sources in the directories OLD and NEW, in subdirectories of WORK: a class-incremental run by
+each method, for each head and partition; a store of format 1 that is continued; the demo. Every
 array of the stores and every file of the exports has to have the same bytes. What records the run
-rather than the results may differ: times, the number of workers, the version and the store's format.
+rather than the results may differ: times, the number of workers, the version and the store's
+format.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ import zarr
 
 DATA = Path(__file__).parents[1] / "data" / "format1" / "format1.tar.xz"
 
-RUN = (
-    "--data_path cifar-100-python --model_dir model_parameters --class_order regenerate "
-    "--initial_classes 4 --class_increment 4 --class_frequency 2 --validation_per_class 1 "
-    "--n_probes 4 --batch_size 8 --block_size 16 --workers 2 --epochs all"
-).split()
+RUN = [
+    *("--data_path", "cifar-100-python", "--model_dir", "model_parameters"),
+    *("--class_order", "regenerate", "--initial_classes", "4", "--class_increment", "4"),
+    *("--class_frequency", "2", "--validation_per_class", "1", "--n_probes", "4"),
+    *("--batch_size", "8", "--block_size", "16", "--workers", "2", "--epochs", "all"),
+]
 
 VARIANTS = {
     "auto": [],
@@ -48,7 +50,8 @@ def compute(source: Path, work: Path, demo: bool) -> None:
         archive.extractall(work, filter="data")
     for name, options in VARIANTS.items():
         store = ["--store", f"{name}.zarr", "--save_base_dir", f"{name}.tree"]
-        daskcurv(source, work, "launch", *RUN, *store, *options)
+        # Version 0.1.0 ended with 1 after a run of zeroth order, whose store was right.
+        daskcurv(source, work, "launch", *RUN, *store, *options, may_fail=name == "zeroth")
         daskcurv(source, work, "export", f"{name}.zarr", f"{name}.csv")
         daskcurv(source, work, "compact", f"{name}.zarr", f"{name}-compact.zarr")
     store = ["--store", "curvature.zarr", "--save_base_dir", "tree"]
@@ -57,7 +60,7 @@ def compute(source: Path, work: Path, demo: bool) -> None:
         daskcurv(source, work, "launch", "--demo", "demo")
 
 
-def daskcurv(source: Path, work: Path, *words: str) -> None:
+def daskcurv(source: Path, work: Path, *words: str, may_fail: bool = False) -> None:
     """Run one command to its end."""
     environment = {**os.environ, "PYTHONPATH": str(source)}
     run = subprocess.run(
@@ -68,7 +71,7 @@ def daskcurv(source: Path, work: Path, *words: str) -> None:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    if run.returncode:
+    if run.returncode and not may_fail:
         sys.exit(f"{source}: daskcurv {' '.join(words)} ended with {run.returncode}:\n{run.stdout}")
 
 

@@ -29,7 +29,7 @@ from daskcurv.storage import ResultsStore
 from daskcurv.storage.finite import noted_epochs
 from daskcurv.storage.verify import verify
 from tests.runs.test_launch import make_store as make_launch_store
-from tests.storage.test_store import block_values, chunk, finish, make_store
+from tests.storage.test_store import IDENTITY, block_values, chunk, finish, make_store
 from tests.support.builders import TINY, make_model
 
 ACTIVE = np.ones(11, dtype=bool)
@@ -72,6 +72,22 @@ def test_verify_counts_them_and_says_at_which_epochs(store, capfd, name, value):
     assert found.damage == []
     assert main(["verify", str(store.path)]) == 1
     assert "3 results are not finite numbers, at epochs 200 (3)" in capfd.readouterr().err
+
+
+def test_what_a_method_without_gradients_cannot_give_is_no_failure(tmp_path, capfd):
+    estimator = {"method": "zeroth-order", "h": 0.001, "n_probes": 2}
+    identity = {**IDENTITY, "estimator": estimator}
+    store = finish(make_store(tmp_path / "s.zarr", 0, 200, identity=identity))
+    for block in range(3):
+        active = store.read("first_epoch_active") <= 200
+        values = block_values(store, block, 1, active)
+        for name in ("directional_eig", "grad_norm"):
+            values[name][:] = np.nan
+        store.write_block(1, block, values)
+    assert verify(store).not_finite == {}
+    assert main(["verify", str(store.path)]) == 0
+    spoil(store, 1, 0, "curvature", np.nan)
+    assert verify(store).not_finite == {200: 1}
 
 
 def test_a_sample_with_several_such_measures_is_counted_once(store):

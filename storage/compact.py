@@ -27,12 +27,12 @@ from daskcurv.atomic import discard_drafts, whole_directory
 from daskcurv.errors import StoreError
 from daskcurv.places import check_writable
 from daskcurv.storage import schema
-from daskcurv.storage.checks import checked_epoch
 from daskcurv.storage.group import consolidate, writing
+from daskcurv.storage.integrity.digests import checked_epoch
+from daskcurv.storage.integrity.lost import refuse_lost
 from daskcurv.storage.lock import launcher_lock
-from daskcurv.storage.lost import refuse_lost
-from daskcurv.storage.store import ResultsStore
 from daskcurv.storage.work import do_all, processes_for
+from daskcurv.storage.working import ResultsStore
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """What a results store holds: its variables, epochs and blocks, and which of them are done.
 
-Nothing here changes a store; that is `daskcurv.storage.store`'s.
+Nothing here changes a store; that is `daskcurv.storage.working`'s.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class StoreContents:
     ) -> NDArray[Any]:
         """Return a variable, or one epoch's row of it or several, or part of that.
 
-        What has no file is as if it had never been written; see `daskcurv.storage.lost`.
+        What has no file is as if it had never been written; see `daskcurv.storage.integrity.lost`.
         """
         if name in self.files:
             return self.files[name].read((slice(None) if rows is None else rows, samples))

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from daskcurv.atomic import write_whole
 from daskcurv.storage import schema
-from daskcurv.storage.export import DOCUMENTED
-from daskcurv.storage.store import ResultsStore
+from daskcurv.storage.npy.layout import DOCUMENTED
+from daskcurv.storage.working import ResultsStore
 
 EPOCHS_NOT_FINITE = "epochs_not_finite"
 """Attribute of a store: its epochs with results that are not finite. Absent where none are."""

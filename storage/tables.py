@@ -16,9 +16,9 @@ from daskcurv.atomic import whole_directory, whole_file
 from daskcurv.errors import ConfigError, ExportError, StoreWriteError
 from daskcurv.places import check_writable
 from daskcurv.storage import schema
-from daskcurv.storage.export import finished_epochs
-from daskcurv.storage.reader import standard_error
-from daskcurv.storage.store import ResultsStore
+from daskcurv.storage.masking import standard_error
+from daskcurv.storage.npy.write import finished_epochs
+from daskcurv.storage.working import ResultsStore
 
 Format = Literal["parquet", "csv"]
 FORMATS: tuple[str, ...] = get_args(Format)

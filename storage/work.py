@@ -11,7 +11,7 @@ from dask.callbacks import Callback
 from tqdm import tqdm
 
 from daskcurv.errors import DaskcurvError
-from daskcurv.storage.store import ResultsStore
+from daskcurv.storage.working import ResultsStore
 
 _AT_ONCE = 4
 """Processes, so that memory stays within 8 GB on machines of any size."""

@@ -15,9 +15,9 @@ import pytest
         ("daskcurv.report.figures", ["torch", "distributed"]),
         ("daskcurv.runs.status", ["torch", "distributed"]),
         ("daskcurv.storage.compact", ["torch"]),
-        ("daskcurv.storage.legacy", ["torch"]),
+        ("daskcurv.storage.npy.importing", ["torch"]),
         ("daskcurv.storage.tables", ["torch"]),
-        ("daskcurv.storage.verify", ["torch"]),
+        ("daskcurv.storage.integrity.verify", ["torch"]),
         ("daskcurv.estimators.scoring", ["dask", "zarr", "xarray"]),
     ],
 )

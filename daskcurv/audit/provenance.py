@@ -27,7 +27,7 @@ from daskcurv.experiment.curriculum import Schedule
 from daskcurv.experiment.data.cifar import Cifar, normalise
 from daskcurv.experiment.resnet18 import ModelSpec
 from daskcurv.storage import ResultsStore
-from daskcurv.storage.checks import Damage
+from daskcurv.storage.integrity.digests import Damage
 
 LOSS_ERROR = 1e-3
 """What the loss may differ by, in nats or relative to it, whichever is more."""

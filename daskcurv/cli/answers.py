@@ -95,7 +95,7 @@ def _report(args: argparse.Namespace) -> int:
     from daskcurv.errors import ConfigError
     from daskcurv.places import check_writable
     from daskcurv.storage import ResultsStore
-    from daskcurv.storage.lost import refuse_lost
+    from daskcurv.storage.integrity.lost import refuse_lost
 
     try:
         from daskcurv.report.figures import draw
@@ -215,7 +215,7 @@ def _analyze(args: argparse.Namespace) -> int:
 
 def _refuse_incomplete(store: ResultsStore) -> None:
     from daskcurv.errors import StoreError
-    from daskcurv.storage.lost import refuse_lost
+    from daskcurv.storage.integrity.lost import refuse_lost
 
     refuse_lost(store)
     complete = store.read("complete")

@@ -10,7 +10,7 @@ from typing import Any
 from daskcurv.cli.options import flag, verb
 from daskcurv.logs import counted
 from daskcurv.runs.options import parse_epochs
-from daskcurv.storage.export import INACTIVE_CHOICES
+from daskcurv.storage.npy.write import INACTIVE_CHOICES
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 
 def _import(args: argparse.Namespace) -> int:
-    from daskcurv.storage.legacy import import_tree
+    from daskcurv.storage.npy.importing import import_tree
 
     store = import_tree(args.tree, args.store, args.multiply_by)
     log.info(

@@ -53,7 +53,7 @@ def _verify(args: argparse.Namespace) -> int:
     from daskcurv.storage import ResultsStore, launcher_lock
     from daskcurv.storage.finite import told
     from daskcurv.storage.group import strangers
-    from daskcurv.storage.verify import repair, verify
+    from daskcurv.storage.integrity.verify import repair, verify
 
     check_positive(recompute=args.recompute)
     if args.recompute and not args.model_dir:

@@ -37,7 +37,7 @@ from daskcurv.experiment.resnet18 import ModelSpec
 from daskcurv.runs.window import Declined
 from daskcurv.storage import schema
 from daskcurv.storage.finite import measures_of, not_finite
-from daskcurv.storage.store import ResultsStore
+from daskcurv.storage.working import ResultsStore
 
 log = logging.getLogger(__name__)
 

@@ -35,9 +35,9 @@ from daskcurv.runs.options import LaunchOptions
 from daskcurv.runs.plan import Plan, make_plan
 from daskcurv.runs.window import TASKS_PER_WORKER, Done, SetAside, Waiting, feed
 from daskcurv.storage import ResultsStore, export_epoch, launcher_lock
-from daskcurv.storage.export import is_exported
 from daskcurv.storage.finite import count_not_finite, note_epochs, noted_epochs, told
 from daskcurv.storage.lock import LauncherLock, beside
+from daskcurv.storage.npy.write import is_exported
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from daskcurv.runs.inputs import Inputs, sample_columns
 from daskcurv.runs.options import LaunchOptions
 from daskcurv.storage import ResultsStore, schema
 from daskcurv.storage.chunks import shown
-from daskcurv.storage.columns import damaged_columns, restore_columns
+from daskcurv.storage.integrity.columns import damaged_columns, restore_columns
+from daskcurv.storage.integrity.lost import count_of, lost_files
 from daskcurv.storage.lock import LauncherLock
-from daskcurv.storage.lost import count_of, lost_files
 from daskcurv.storage.schema import DEFAULT_BLOCK_SIZE
 
 log = logging.getLogger(__name__)

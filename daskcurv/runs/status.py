@@ -19,8 +19,8 @@ from daskcurv.runs.accounts.record import read_record
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.chunks import shown
 from daskcurv.storage.finite import noted_epochs
+from daskcurv.storage.integrity.lost import lost_files
 from daskcurv.storage.lock import holder
-from daskcurv.storage.lost import lost_files
 
 KILLED = "killed: no exit was recorded (process or machine stopped)"
 

@@ -36,7 +36,7 @@ SETTINGS = ("--n_probes", "40", "--block_size", "10")
 TAKE_YOUR_TIME = """
 import time
 from pathlib import Path
-from daskcurv.storage.store import ResultsStore
+from daskcurv.storage.working import ResultsStore
 
 write = ResultsStore.write_block
 

@@ -10,7 +10,7 @@ import pytest
 from daskcurv.cli import main
 from daskcurv.storage import ResultsStore, open_results, schema
 from daskcurv.storage.compact import compact
-from daskcurv.storage.verify import verify
+from daskcurv.storage.integrity.verify import verify
 from tests.storage.test_store import epoch_columns, finish, make_store
 
 HARMLESS = (

@@ -26,7 +26,7 @@ from daskcurv.runs.accounts.record import RunRecord, recording
 from daskcurv.runs.status import KILLED, describe, read_status
 from daskcurv.storage import launcher_lock
 from daskcurv.storage.compact import compact
-from daskcurv.storage.store import ResultsStore
+from daskcurv.storage.working import ResultsStore
 from tests.conftest import Project
 from tests.runs.test_interruption import BLOCKS, SLOW, launch_in_progress, wait_for_blocks
 from tests.runs.test_launch import assert_ok

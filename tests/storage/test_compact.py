@@ -22,9 +22,9 @@ from daskcurv.cli import main
 from daskcurv.errors import StoreError
 from daskcurv.storage import ResultsStore, export_epochs, open_results, schema
 from daskcurv.storage import compact as module
-from daskcurv.storage.columns import discard_column
 from daskcurv.storage.compact import compact
-from daskcurv.storage.verify import verify
+from daskcurv.storage.integrity.columns import discard_column
+from daskcurv.storage.integrity.verify import verify
 from tests.conftest import Project, enlarge, mounted
 from tests.storage.test_store import chunk, epoch_columns, files_below, finish, make_store
 from tests.support.damage import KINDS, contents, damage, same, undone

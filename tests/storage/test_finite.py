@@ -27,7 +27,7 @@ from daskcurv.runs.status import describe, read_status
 from daskcurv.runs.window import Done, SetAside
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.finite import noted_epochs
-from daskcurv.storage.verify import verify
+from daskcurv.storage.integrity.verify import verify
 from tests.runs.test_launch import make_store as make_launch_store
 from tests.storage.test_store import IDENTITY, block_values, chunk, finish, make_store
 from tests.support.builders import TINY, make_model

@@ -13,11 +13,12 @@ import pytest
 
 from daskcurv.cli import main
 from daskcurv.errors import DataError, ExportError, StoreError
-from daskcurv.storage import ResultsStore, export_epochs, legacy, open_results
+from daskcurv.storage import ResultsStore, export_epochs, open_results
 from daskcurv.storage.attributes import identity_of
 from daskcurv.storage.compact import compact
-from daskcurv.storage.legacy import import_tree
-from daskcurv.storage.verify import verify
+from daskcurv.storage.integrity.verify import verify
+from daskcurv.storage.npy import importing
+from daskcurv.storage.npy.importing import import_tree
 from tests.conftest import enlarge, mounted
 from tests.storage.test_export import (
     ACTIVE_CLASSES,
@@ -298,7 +299,7 @@ def test_an_interrupted_import_leaves_nothing_and_the_next_removes_its_draft(
     tree, path, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(legacy, "_fill", interrupt)
+        patch.setattr(importing, "_fill", interrupt)
         with pytest.raises(KeyboardInterrupt):
             import_tree(tree, path)
     assert [entry.name for entry in path.parent.iterdir()] == ["tree"]

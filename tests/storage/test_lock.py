@@ -22,8 +22,8 @@ import pytest
 from daskcurv.cli import main
 from daskcurv.errors import ConfigError, StoreError, StoreWriteError
 from daskcurv.storage import ResultsStore, launcher_lock, lock, schema
-from daskcurv.storage.columns import discard_column, restore_columns
-from daskcurv.storage.verify import repair
+from daskcurv.storage.integrity.columns import discard_column, restore_columns
+from daskcurv.storage.integrity.verify import repair
 from tests.storage.test_store import block_values, epoch_columns, make_store, sample_columns
 
 HOLDER = """

@@ -13,9 +13,9 @@ from daskcurv.cli import main
 from daskcurv.errors import StoreError
 from daskcurv.runs.status import describe, read_status
 from daskcurv.storage import ResultsStore, open_results, schema
-from daskcurv.storage.columns import discard_column
 from daskcurv.storage.compact import compact
-from daskcurv.storage.lost import lost_files
+from daskcurv.storage.integrity.columns import discard_column
+from daskcurv.storage.integrity.lost import lost_files
 from tests.storage.test_store import PER_SAMPLE, chunk, fill_row, finish, make_store
 
 

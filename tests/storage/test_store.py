@@ -18,7 +18,7 @@ from zarr.storage import LocalStore
 
 from daskcurv.errors import ConfigError, StoreError, StoreWriteError
 from daskcurv.storage import ResultsStore, open_results, schema
-from daskcurv.storage.columns import column_files, damaged_columns, restore_columns
+from daskcurv.storage.integrity.columns import column_files, damaged_columns, restore_columns
 from daskcurv.storage.lazy import Stored
 
 N, BLOCK, CLASSES = 11, 4, 5
@@ -593,7 +593,7 @@ def test_a_crash_before_the_deciding_file_leaves_the_store_as_it_was(store, monk
 
     written = fill_row(store, 0)
     with monkeypatch.context() as patch:
-        patch.setattr("daskcurv.storage.store.consolidate", crash)
+        patch.setattr("daskcurv.storage.working.consolidate", crash)
         with pytest.raises(Crash):
             store.add_epochs(epoch_columns(400, 600, 800))
     assert_as_before(store, written)

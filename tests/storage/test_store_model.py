@@ -24,9 +24,9 @@ from hypothesis.stateful import (
 )
 
 from daskcurv.storage import ResultsStore, export_epochs, open_results, schema
-from daskcurv.storage.columns import restore_columns
 from daskcurv.storage.compact import compact
-from daskcurv.storage.verify import repair, verify
+from daskcurv.storage.integrity.columns import restore_columns
+from daskcurv.storage.integrity.verify import repair, verify
 from tests.storage.test_store import (
     LABELS,
     PER_SAMPLE,

@@ -10,8 +10,8 @@ import pytest
 
 from daskcurv.cli import main
 from daskcurv.storage import ResultsStore, schema
-from daskcurv.storage.columns import discard_column, restore_columns
-from daskcurv.storage.verify import repair, verify
+from daskcurv.storage.integrity.columns import discard_column, restore_columns
+from daskcurv.storage.integrity.verify import repair, verify
 from tests.conftest import Project
 from tests.storage.test_store import (
     PER_SAMPLE,

@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from daskcurv.storage import ResultsStore
-from daskcurv.storage.verify import verify
+from daskcurv.storage.integrity.verify import verify
 from tests.conftest import Project
 from tests.support.builders import write_checkpoints, write_cifar
 from tests.support.damage import contents, same

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from daskcurv.storage import ResultsStore, open_results, schema
-from daskcurv.storage.verify import repair, verify
+from daskcurv.storage.integrity.verify import repair, verify
 
 KINDS = ("flip a bit", "truncate", "empty", "delete", "swap")
 

@@ -15,7 +15,7 @@ import numpy as np
 from daskcurv.errors import StoreError
 from daskcurv.storage import schema
 from daskcurv.storage.group import numpy_dtype
-from daskcurv.storage.store import Columns, ResultsStore
+from daskcurv.storage.working import Columns, ResultsStore
 
 log = logging.getLogger(__name__)
 

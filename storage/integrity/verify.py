@@ -21,13 +21,13 @@ import numpy as np
 from daskcurv.config import fingerprint
 from daskcurv.errors import StoreError
 from daskcurv.storage import schema
-from daskcurv.storage.checks import Damage, checked_epoch
-from daskcurv.storage.columns import damaged_columns, discard_column
 from daskcurv.storage.compact import same_bits, slabs, turned
-from daskcurv.storage.export import IMPORTED_METADATA
 from daskcurv.storage.finite import measures_of, not_finite
-from daskcurv.storage.store import ResultsStore
+from daskcurv.storage.integrity.columns import damaged_columns, discard_column
+from daskcurv.storage.integrity.digests import Damage, checked_epoch
+from daskcurv.storage.npy.layout import IMPORTED_METADATA
 from daskcurv.storage.work import do_all, processes_for
+from daskcurv.storage.working import ResultsStore
 
 _ROWS_AT_ONCE = 64
 

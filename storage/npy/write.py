@@ -1,15 +1,6 @@
-"""Results out, as the directory tree that older scripts read.
+"""Results out, as the tree of npy files that older scripts read.
 
-One directory per epoch::
-
-    epoch_0200/
-        per_image_curvature.npy         float32 (N,)   mean over probes of ‖Δg‖
-        per_image_directional_eig.npy   float32 (N,)   mean over probes of (h v)·Δg
-        per_image_labels.npy            int64   (N,)   class of each sample
-        metadata.json
-
-in data-set order, NaN where the sample's class is not active. A directory is written beside and
-renamed, so that one that exists is whole.
+A directory is written beside and renamed, so that one that exists is whole.
 """
 
 from __future__ import annotations
@@ -27,30 +18,20 @@ from daskcurv.config import check_positive
 from daskcurv.errors import ConfigError, ExportError, StoreWriteError
 from daskcurv.places import check_writable
 from daskcurv.storage import schema
-from daskcurv.storage.lost import refuse_lost, refuse_lost_blocks
-from daskcurv.storage.store import ResultsStore
+from daskcurv.storage.integrity.lost import refuse_lost, refuse_lost_blocks
+from daskcurv.storage.npy.layout import (
+    DOCUMENTED,
+    EXTRAS,
+    GRADIENT_POWERS,
+    IMPORTED_METADATA,
+    METADATA,
+    array_path,
+    epoch_directory,
+)
+from daskcurv.storage.working import ResultsStore
 
 Inactive = Literal["nan", "zero", "drop"]
 INACTIVE_CHOICES: tuple[str, ...] = get_args(Inactive)
-
-METADATA = "metadata.json"
-IMPORTED_METADATA = "imported/metadata"
-"""Variable of an imported store that holds the text of each epoch's metadata file."""
-
-GRADIENT_POWERS = {"curvature": 1, "directional_eig": 1, "curvature_sq": 2, "grad_norm": 1}
-"""The power of the batch size by which a mean-reduced loss would have divided each measure."""
-DOCUMENTED = ("curvature", "directional_eig")
-EXTRAS = ("curvature_sq", "loss", "grad_norm", "prediction", "status")
-
-
-def epoch_directory(out: Path, epoch: int) -> Path:
-    """Return where an epoch is exported to."""
-    return out / f"epoch_{epoch:04d}"
-
-
-def array_path(directory: Path, name: str) -> Path:
-    """Return the file of a variable in an epoch's directory."""
-    return directory / f"per_image_{name}.npy"
 
 
 def is_exported(

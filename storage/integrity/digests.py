@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from daskcurv.errors import StoreError
 from daskcurv.storage import schema
-from daskcurv.storage.store import ResultsStore
+from daskcurv.storage.working import ResultsStore
 
 
 @dataclass(frozen=True)

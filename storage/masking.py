@@ -19,7 +19,7 @@ from daskcurv.errors import StoreError
 from daskcurv.storage import schema
 from daskcurv.storage.chunks import Key, shown
 from daskcurv.storage.lazy import lazy_variable
-from daskcurv.storage.store import ResultsStore
+from daskcurv.storage.working import ResultsStore
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from daskcurv.errors import StoreError
 from daskcurv.storage import schema
 from daskcurv.storage.chunks import Files, shown
-from daskcurv.storage.columns import refuse_damaged_columns
-from daskcurv.storage.store import ResultsStore
+from daskcurv.storage.integrity.columns import refuse_damaged_columns
+from daskcurv.storage.working import ResultsStore
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from daskcurv.experiment.curriculum import first_epochs_trained
 from daskcurv.storage import schema
 from daskcurv.storage.attributes import writable
 from daskcurv.storage.chunks import UNREADABLE, Key
-from daskcurv.storage.columns import refuse_damaged_columns
+from daskcurv.storage.integrity.columns import refuse_damaged_columns
 from daskcurv.storage.lazy import lazy_variable
-from daskcurv.storage.reader import Incomplete, Reader
-from daskcurv.storage.store import ResultsStore
+from daskcurv.storage.masking import Incomplete, Reader
+from daskcurv.storage.working import ResultsStore
 
 Chunks = Mapping[str, Any] | int | Literal["auto"]
 

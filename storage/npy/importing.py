@@ -22,12 +22,12 @@ from daskcurv.config import check_positive
 from daskcurv.errors import StoreError
 from daskcurv.places import check_writable
 from daskcurv.storage import schema
-from daskcurv.storage.export import GRADIENT_POWERS, IMPORTED_METADATA
 from daskcurv.storage.group import consolidate, writing
 from daskcurv.storage.lock import launcher_lock
-from daskcurv.storage.store import ResultsStore
-from daskcurv.storage.tree import EpochFiles, Tree, read_tree, read_values
+from daskcurv.storage.npy.layout import GRADIENT_POWERS, IMPORTED_METADATA
+from daskcurv.storage.npy.read import EpochFiles, Tree, read_tree, read_values
 from daskcurv.storage.work import do_all, processes_for
+from daskcurv.storage.working import ResultsStore
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def import_tree(tree_path: Path, path: Path, multiply_by: int = 1) -> ResultsSto
     Parameters
     ----------
     tree_path : Path
-        Holds ``epoch_…`` directories in the layout of `daskcurv.storage.export`, with all samples
+        Holds ``epoch_…`` directories as `daskcurv.storage.npy.layout` says, with all samples
         or (``per_image_sample_ids.npy``) active ones only.
     path : Path
         Of the store; must not exist.

@@ -1,4 +1,4 @@
-"""A tree of npy files, as older scripts and `daskcurv.storage.export` write it, read in."""
+"""A tree of npy files, as older scripts and `daskcurv.storage.npy.write` write it, read in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from daskcurv.errors import DataError
 from daskcurv.storage import schema
-from daskcurv.storage.export import DOCUMENTED, EXTRAS, METADATA, array_path
+from daskcurv.storage.npy.layout import DOCUMENTED, EXTRAS, METADATA, array_path
 
 _DTYPES = {variable.name: np.dtype(variable.dtype) for variable in schema.PER_SAMPLE} | {
     "labels": np.dtype(np.int64),

@@ -1,0 +1,1 @@
+"""Results as trees of npy files, the format of older scripts: written, read, imported."""

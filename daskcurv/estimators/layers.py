@@ -32,7 +32,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from daskcurv.estimators.kernels import Kernels, dense, layout, total
 
@@ -40,21 +40,28 @@ Parts = list[Tensor]
 
 
 class Layer(Protocol):
-    """One operation of a network; what it keeps belongs to the latest clean pass."""
+    """One operation of a network; what it keeps belongs to the latest clean pass.
 
-    def clean(self, inputs: Parts) -> Tensor:
+    An operation of several values takes the parts of each, and returns a gradient for each.
+    """
+
+    @property
+    def clean(self) -> Callable[..., Tensor]:
         """Return the output, bias included."""
         ...
 
-    def clean_gradient(self, gradients: Parts) -> Tensor:
+    @property
+    def clean_gradient(self) -> Callable[[Parts], Tensor | tuple[Tensor, ...]]:
         """Return the gradient of the input, given that of the output."""
         ...
 
-    def forward(self, deltas: Parts) -> Tensor:
+    @property
+    def forward(self) -> Callable[..., Tensor]:
         """Return the difference of the output."""
         ...
 
-    def backward(self, gammas: Parts) -> Tensor:
+    @property
+    def backward(self) -> Callable[[Parts], Tensor | tuple[Tensor, ...]]:
         """Return the gradient difference of the input, given that of the output."""
         ...
 
@@ -97,14 +104,17 @@ class Linear:
 
     def clean(self, inputs: Parts) -> Tensor:
         values = total(inputs)
+        output = self._function(values)
         self._shape = values.shape[1:]
-        return self._function(values)
+        self._rows = len(values), len(output)  # windows, say, of a sample
+        return output
 
     def clean_gradient(self, gradients: Parts) -> Tensor:
         gradient = total(gradients)
         with torch.enable_grad():
             # The derivative is the same everywhere, so it is taken at 0.
-            origin = gradient.new_zeros((len(gradient), *self._shape)).requires_grad_(True)
+            rows = len(gradient) * self._rows[0] // self._rows[1]
+            origin = gradient.new_zeros((rows, *self._shape)).requires_grad_(True)
             output = self._function(origin)
         (result,) = torch.autograd.grad(output, origin, gradient)
         return result
@@ -120,25 +130,28 @@ class Affine:
 
     Parameters
     ----------
-    module : nn.Conv1d, nn.Conv2d, nn.Conv3d or nn.Linear
+    weight : Tensor
+    bias : Tensor or None
     dtype : torch.dtype
         Of the differences.
+    settings : dict, optional
+        Of a convolution: its stride, padding, dilation and groups. None for a matrix product.
     """
 
-    def __init__(self, module: Any, dtype: torch.dtype):
-        weight = module.weight.detach()
-        self._weight, self._bias = dense(weight), module.bias
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        settings: dict[str, Any] | None = None,
+    ):
+        weight = weight.detach()
+        self._weight, self._bias = dense(weight), bias
         self._low = dense(weight.to(dtype))
-        self._settings: dict[str, Any] | None = None
-        if not isinstance(module, nn.Linear):
-            self._settings = {
-                "stride": module.stride,
-                "padding": module.padding,
-                "dilation": module.dilation,
-                "transposed": False,
-                "output_padding": [0] * (weight.ndim - 2),
-                "groups": module.groups,
-            }
+        self._settings = settings
+        if settings is not None:
+            unused = {"transposed": False, "output_padding": [0] * (weight.ndim - 2)}
+            self._settings = {**settings, **unused}
 
     def clean(self, inputs: Parts) -> Tensor:
         values = total(inputs)
@@ -241,12 +254,12 @@ class Pointwise:
         return (gradient * self._slope).to(gradient.dtype)
 
     def forward(self, deltas: Parts) -> Tensor:
-        shifted = _by_probe(total(deltas).to(self._wide), self._values) * self._h + self._values
+        shifted = by_probe(total(deltas).to(self._wide), self._values) * self._h + self._values
         output, self._shifted_slope = self._with_slope(shifted)
         return ((output - self._output) / self._h).flatten(0, 1).to(self._dtype)
 
     def backward(self, gammas: Parts) -> Tensor:
-        gamma = _by_probe(total(gammas).to(self._wide), self._values)
+        gamma = by_probe(total(gammas).to(self._wide), self._values)
         slope = self._shifted_slope
         before = slope * gamma + (slope - self._slope) * self._gradient
         return before.flatten(0, 1).to(self._dtype)
@@ -311,7 +324,7 @@ class MaxPool:
         return clean.repeat(len(like) // len(clean), 1, 1, 1)
 
 
-def _by_probe(values: Tensor, clean: Tensor) -> Tensor:
+def by_probe(values: Tensor, clean: Tensor) -> Tensor:
     """Return a view with a dimension for the probes in front, so that `clean` broadcasts."""
     return values.reshape(-1, *clean.shape)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from daskcurv.estimators.builder import Builder, Step
+from daskcurv.estimators.builder import Builder
 from daskcurv.estimators.kernels import Kernels, total
 from daskcurv.estimators.layers import Parts
+from daskcurv.estimators.reading import Step
 from daskcurv.estimators.tracing import UnsupportedError, first_line
 
 
@@ -60,7 +62,8 @@ class Network:
     def _through(self, how: str, values: Tensor) -> Tensor:
         known = {self._input: values}
         for step in self._steps:
-            known[step.name] = _run(step, how, [known[name] for name in step.terms])
+            operands = [[known[name] for name in terms] for terms in step.operands]
+            known[step.name] = _run(step, how, operands)
         return total([known[name] for name in self._output])
 
     def _back_through(self, how: str, gradient: Tensor) -> Tensor:
@@ -70,19 +73,20 @@ class Network:
         for step in reversed(self._steps):
             # A step that does not lead to the output has no gradient.
             if parts := known.pop(step.name, None):
-                result = _run(step, how, parts)
-                for name in step.terms:
-                    known[name].append(result)
+                results = _run(step, how, [parts])
+                each = results if isinstance(results, tuple) else (results,)
+                for terms, result in zip(step.operands, each, strict=True):
+                    for name in terms:
+                        known[name].append(result)
         return total(known[self._input])
 
 
-def _run(step: Step, how: str, parts: Parts) -> Tensor:
+def _run(step: Step, how: str, operands: list[Parts]) -> Any:
     try:
-        result: Tensor = getattr(step.layer, how)(parts)
+        return getattr(step.layer, how)(*operands)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         raise UnsupportedError(
             f"the rule for {step.operation} failed ({how}): {first_line(error)}"
         ) from error
-    return result

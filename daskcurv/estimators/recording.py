@@ -30,6 +30,8 @@ class Recording:
     ----------
     samples : int
         N.
+    counts : tuple of int
+        The numbers of samples that values are recorded for.
     values : dict
         Value by node.
 
@@ -46,18 +48,23 @@ class Recording:
         # With one more sample: what mixes samples, or has the number of the first built in, shows.
         self._larger = _run(traced, torch.cat([example, example[:1]]))
 
+        self.counts = self.samples, self.samples + 1
+
+    def both(self, node: fx.Node) -> tuple[Any, Any]:
+        """Return the value of a node for each number of samples in `counts`."""
+        return self.values[node], self._larger[node]
+
     def problem(self, node: fx.Node, dtype: torch.dtype) -> str:
-        """Return why a node is no tensor with one row for each sample; empty if it is."""
+        """Return why a node is no tensor with as many rows for each sample; empty if it is."""
         shapes = []
-        for values, count in ((self.values, self.samples), (self._larger, self.samples + 1)):
-            value = values[node]
+        for value, count in zip(self.both(node), self.counts, strict=True):
             if not isinstance(value, Tensor):
                 return f"gives a {type(value).__name__}, not a tensor"
-            if value.ndim == 0 or len(value) != count:
+            if value.ndim == 0 or len(value) == 0 or len(value) % count:
                 return "mixes samples"
             if value.dtype != dtype:
                 return f"gives another dtype, {value.dtype}"
-            shapes.append(value.shape[1:])
+            shapes.append((len(value) // count, *value.shape[1:]))
         return "" if shapes[0] == shapes[1] else "gives a shape that depends on the batch"
 
 

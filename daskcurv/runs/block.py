@@ -14,6 +14,7 @@ import math
 import os
 import socket
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from daskcurv.experiment.checkpoints import check_weights, read_state_dict
 from daskcurv.experiment.curriculum import Schedule
 from daskcurv.experiment.data.cifar import normalise, open_prepared
 from daskcurv.experiment.resnet18 import ModelSpec
+from daskcurv.measures import Measure
 from daskcurv.runs.window import Declined
 from daskcurv.storage import schema
 from daskcurv.storage.finite import measures_of, not_finite
@@ -222,15 +224,16 @@ class Worker:
         active_classes = context.class_order[:num_active]
         active = np.isin(self._labels[start:stop], active_classes)
         if not active.any():
-            return _block_values(active, None)
+            return _block_values(self._store.measures, active, None)
         ids = start + np.flatnonzero(active)
         scorer = self._scorer_for(task, active_classes)
         base = self._base_values(task)
         n_probes = context.estimator.n_probes
         probes = range(context.base_probes if base else 0, n_probes)
-        values = _block_values(active, scorer.score(*self._inputs(ids), probes))
+        scores = scorer.score(*self._inputs(ids), probes)
+        values = _block_values(self._store.measures, active, scores)
         if base:
-            for name in schema.PROBE_MEANS:
+            for name in base:
                 before, added = base[name].astype(np.float64), values[name].astype(np.float64)
                 merged = before * context.base_probes + added * len(probes)
                 values[name] = merged / n_probes
@@ -250,7 +253,8 @@ class Worker:
         row = self._base.rows[task.epoch]
         if not self._base.is_done(row, task.block):
             return {}
-        return {name: self._base.read_block(name, row, task.block) for name in schema.PROBE_MEANS}
+        means = (m.name for m in self._base.measures if m.computed_in == "probes")
+        return {name: self._base.read_block(name, row, task.block) for name in means}
 
     def _scorer_for(self, task: BlockTask, active_classes: tuple[int, ...]) -> Scorer:
         if self._scorer is None or self._scorer_of != (task.epoch, task.sha256):
@@ -313,15 +317,15 @@ class Worker:
 
 
 def _block_values(
-    active: NDArray[np.bool_], scores: SampleScores | None
+    measures: Iterable[Measure], active: NDArray[np.bool_], scores: SampleScores | None
 ) -> dict[str, NDArray[Any]]:
     """Spread the scores of a block's active samples over all its samples."""
     values: dict[str, NDArray[Any]] = {"status": np.where(active, schema.COMPUTED, schema.INACTIVE)}
-    for variable in schema.MEASURES:
-        column = np.full(len(active), variable.fill, dtype=variable.dtype)
+    for measure in measures:
+        column = np.full(len(active), measure.fill, dtype=measure.dtype)
         if scores is not None:
-            column[active] = getattr(scores, variable.name)
-        values[variable.name] = column
+            column[active] = scores[measure.name]
+        values[measure.name] = column
     return values
 
 

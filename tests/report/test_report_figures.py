@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from daskcurv.experiment.curriculum import Schedule
+from daskcurv.measures import MEASURES
 from daskcurv.report import findings as gathering
 from daskcurv.report.figures import FIGURES, LINES, draw
 from daskcurv.report.findings import Findings, gather
@@ -89,7 +90,7 @@ class Made:
         for row in range(len(EPOCHS)):
             filled: dict[str, Any] = {
                 variable.name: np.full(COUNT, variable.fill, variable.dtype)
-                for variable in schema.MEASURES
+                for variable in MEASURES
             }
             filled |= {name: values[row] for name, values in columns.items()}
             status = np.where(self.active[row], schema.COMPUTED, schema.INACTIVE)

@@ -13,6 +13,7 @@ import pytest
 
 from daskcurv.cli import main
 from daskcurv.errors import ConfigError, ExportError, StoreWriteError
+from daskcurv.measures import MEASURES
 from daskcurv.storage import ResultsStore, export_epoch, export_epochs, schema
 from tests.conftest import enlarge, mounted
 
@@ -37,11 +38,10 @@ def epoch_values(epoch: int) -> dict[str, np.ndarray]:
     """What the store holds for an epoch: random, and the fill values where not active."""
     generator = np.random.default_rng(epoch)
     values = {
-        variable.name: generator.normal(size=N).astype(variable.dtype)
-        for variable in schema.MEASURES
+        variable.name: generator.normal(size=N).astype(variable.dtype) for variable in MEASURES
     }
     values["prediction"] = generator.integers(0, 5, N).astype(np.int16)
-    for variable in schema.MEASURES:
+    for variable in MEASURES:
         values[variable.name][~active(epoch)] = variable.fill
     values["status"] = np.where(active(epoch), schema.COMPUTED, schema.INACTIVE).astype(np.uint8)
     return values
@@ -262,9 +262,7 @@ def test_the_metadata_are_strict_json_even_if_a_curvature_is_not_finite(store, o
 
 
 def test_an_epoch_without_active_samples_is_exported_without_statistics(store, out):
-    values = {
-        variable.name: np.full(N, variable.fill, variable.dtype) for variable in schema.MEASURES
-    }
+    values = {variable.name: np.full(N, variable.fill, variable.dtype) for variable in MEASURES}
     values["status"] = np.full(N, schema.INACTIVE, np.uint8)
     write_epoch(store, 0, values)
     directory = export_epoch(store, out, 0)

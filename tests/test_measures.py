@@ -21,8 +21,8 @@ from daskcurv.errors import StoreError
 from daskcurv.estimators import clean
 from daskcurv.measures import FORMAT_1, MEASURES, Measure
 from daskcurv.storage import ResultsStore, open_results
-from tests.storage.test_store import IDENTITY, block_values, make_store
 from tests.support.builders import make_model
+from tests.support.stores import IDENTITY, block_values, make_store
 
 DOCS = Path(__file__).parent.parent / "docs"
 

@@ -29,7 +29,8 @@ from daskcurv.storage import ResultsStore, export_epochs, open_results, schema
 from daskcurv.storage.compact import compact
 from daskcurv.storage.integrity.columns import restore_columns
 from daskcurv.storage.integrity.verify import repair, verify
-from tests.storage.test_store import (
+from tests.support.damage import KINDS, chunk_files, damage
+from tests.support.stores import (
     LABELS,
     N,
     block_values,
@@ -37,7 +38,6 @@ from tests.storage.test_store import (
     make_store,
     sample_columns,
 )
-from tests.support.damage import KINDS, chunk_files, damage
 
 KILLED = 9
 BLOCKS = 3

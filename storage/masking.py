@@ -45,7 +45,7 @@ class Reader:
         self._path, self._remedy = store.path.absolute(), store.remedy
         self._incomplete = incomplete
         self._complete = np.ones_like(complete) if store.is_compact else complete
-        self._said: set[str] = set()
+        self._said: dict[str, object] = {}
 
     def variables(self, attrs: dict[str, dict[str, Any]]) -> dict[str, xr.Variable]:
         """Return the variables of a dataset, to be read when they are needed.
@@ -127,14 +127,15 @@ class Reader:
                 f"results store {self._path} has lost files that it has on record: {shown(what)}. "
                 f"{self._remedy}; or open it with incomplete='mask' to leave these out"
             )
-        if new := [one for one in what if one not in self._said]:
+        # Of several threads that find the same loss, one logs it.
+        here = object()
+        if new := [one for one in what if self._said.setdefault(one, here) is here]:
             log.warning(
                 "results store %s has lost files, and what they hold is left out: %s. %s",
                 self._path,
                 shown(new),
                 self._remedy,
             )
-            self._said.update(new)
         return status.mask(there, {file for file, _ in lost})
 
 

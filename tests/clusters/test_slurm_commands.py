@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from daskcurv.clusters.base import Reason, Why, Workers
 from daskcurv.clusters.options import ClusterOptions
 from daskcurv.clusters.slurm import cluster as slurm
 from daskcurv.clusters.slurm import commands as slurm_commands
@@ -27,28 +28,9 @@ from daskcurv.clusters.slurm.job_script import job_script, start_cluster
 from daskcurv.clusters.slurm.submit import launcher_script, submit
 from daskcurv.errors import ClusterError
 from tests.support.builders import write_command
+from tests.support.slurm import HOSTILE
 
 Pose = Callable[[str, str], None]
-
-# Every input variable of sbatch, squeue, scancel and scontrol in SLURM 22.05 that there is a reason
-# to set, with a value that would break a run.
-HOSTILE = {
-    "SBATCH_JOB_NAME": "mine", "SBATCH_OUTPUT": "/nowhere/x", "SBATCH_ERROR": "/nowhere/x",
-    "SBATCH_MEM_PER_CPU": "900G", "SBATCH_MEM_PER_GPU": "1M", "SBATCH_MEM_PER_NODE": "1M",
-    "SBATCH_EXPORT": "NONE", "SBATCH_ARRAY_INX": "0-3", "SBATCH_GRES": "gpu:2",
-    "SBATCH_GPUS": "2", "SBATCH_GPUS_PER_NODE": "2", "SBATCH_GPUS_PER_TASK": "2",
-    "SBATCH_WAIT": "1", "SBATCH_REQUEUE": "1", "SBATCH_NO_REQUEUE": "1", "SBATCH_EXCLUSIVE": "1",
-    "SBATCH_OPEN_MODE": "truncate", "SBATCH_SIGNAL": "KILL@60", "SBATCH_INPUT": "/nowhere/x",
-    "SBATCH_CLUSTERS": "other", "SBATCH_CORE_SPEC": "4", "SBATCH_CPUS_PER_GPU": "64",
-    "SBATCH_CONTAINER": "/nowhere", "SBATCH_DISTRIBUTION": "arbitrary", "SBATCH_DEBUG": "1",
-    "SBATCH_GET_USER_ENV": "1", "SBATCH_THREADS_PER_CORE": "8", "SBATCH_BATCH": "no-such-thing",
-    "SALLOC_PARTITION": "other", "SQUEUE_FORMAT": "%P", "SQUEUE_STATES": "PD",
-    "SQUEUE_USERS": "nobody", "SQUEUE_PARTITION": "other", "SQUEUE_NAMES": "other",
-    "SQUEUE_SORT": "i", "SCANCEL_NAME": "other", "SCANCEL_INTERACTIVE": "1",
-    "SCANCEL_STATE": "PENDING", "SCANCEL_PARTITION": "other", "SCONTROL_ALL": "1",
-    "SINFO_FORMAT": "%P", "SLURM_CLUSTERS": "other", "SLURM_HINT": "nomultithread",
-    "SLURM_HOSTFILE": "/nowhere/x", "SLURM_UMASK": "0", "SLURM_EXIT_ERROR": "7",
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -335,18 +317,18 @@ def fleet_with(monkeypatch: pytest.MonkeyPatch, *jobs: str) -> SlurmFleet:
         cluster, client, ClusterOptions(cluster="slurm", gpus=len(jobs)), "daskcurv-1"
     )
     monkeypatch.setattr(slurm, "worker_names", lambda client: [])
-    monkeypatch.setattr(slurm, "TEND_SECONDS", 0.0)
+    monkeypatch.setattr(slurm, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(fleet, "_forget", lambda slot: cluster.workers.pop(slot))
     return fleet
 
 
-def tend(fleet: SlurmFleet, times: int) -> str:
+def poll(fleet: SlurmFleet, times: int) -> Workers:
     for _ in range(times):
-        fleet.tend()
+        fleet.poll()
         assert fleet._asked is not None
         fleet._asked.exception(10)
-        text = fleet.tend()
-    return text
+        workers = fleet.poll()
+    return workers
 
 
 def test_a_job_that_squeue_does_not_list_is_not_replaced_while_it_lives(pose, monkeypatch):
@@ -354,10 +336,10 @@ def test_a_job_that_squeue_does_not_list_is_not_replaced_while_it_lives(pose, mo
     pose("squeue", "true")
     pose("scontrol", "echo JobId=12 JobState=RUNNING")
     fleet = fleet_with(monkeypatch, "12")
-    tend(fleet, 4)
+    poll(fleet, 4)
     assert fleet._cluster.workers.keys() == {"slot12"}
     pose("scontrol", "echo JobId=12 JobState=CANCELLED ExitCode=0:15")
-    tend(fleet, 1)
+    poll(fleet, 1)
     assert not fleet._cluster.workers
     fleet.close()
 
@@ -365,10 +347,25 @@ def test_a_job_that_squeue_does_not_list_is_not_replaced_while_it_lives(pose, mo
 def test_renamed_jobs_are_counted_as_the_run_s_own(pose, monkeypatch):
     pose("squeue", "echo '12|RUNNING|None|node0|their name|'; echo '13|PENDING|Priority||theirs|'")
     fleet = fleet_with(monkeypatch, "12", "13")
-    assert tend(fleet, 3) == (
-        "0 of 2 workers running, 1 starting, 1 waiting in the queue (Priority)"
+    assert poll(fleet, 3) == Workers(
+        "slurm",
+        running=0,
+        starting=1,
+        waiting=1,
+        wanted=2,
+        reasons=(Reason(Why.QUEUED, "Priority", 1),),
     )
     assert not fleet._cluster.scaled
+    fleet.close()
+
+
+def test_before_slurm_has_answered_and_when_it_does_not_that_is_the_reason(pose, monkeypatch):
+    pose("squeue", "echo slurm_load_jobs error: Unable to contact slurm controller >&2; exit 1")
+    fleet = fleet_with(monkeypatch, "12")
+    assert fleet.poll() == Workers("slurm", 0, wanted=1, reasons=(Reason(Why.SUBMITTING),))
+    assert fleet._asked is not None
+    fleet._asked.exception(10)
+    assert fleet.poll() == Workers("slurm", 0, wanted=1, reasons=(Reason(Why.NO_ANSWER),))
     fleet.close()
 
 
@@ -377,7 +374,7 @@ def test_a_job_that_can_never_start_ends_the_launch(pose, monkeypatch):
     monkeypatch.setattr(slurm, "_NEVER_SECONDS", -1.0)
     fleet = fleet_with(monkeypatch, "12")
     with pytest.raises(ClusterError, match=r"job 12 will never start.*PartitionTimeLimit.*--time"):
-        tend(fleet, 1)
+        poll(fleet, 1)
     fleet.close()
 
 

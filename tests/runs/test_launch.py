@@ -8,19 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import xarray as xr
 
 import daskcurv
 from daskcurv.cli import main
-from daskcurv.clusters.environment import DEADLINE
 from daskcurv.config import EstimatorConfig
 from daskcurv.errors import ClusterError
 from daskcurv.experiment.checkpoints import check_all
@@ -28,31 +24,17 @@ from daskcurv.experiment.curriculum import Schedule, class_order_of
 from daskcurv.experiment.data.cifar import normalise, prepare, read_cifar
 from daskcurv.experiment.resnet18 import ModelSpec
 from daskcurv.runs.block import BlockTask, RunContext, Worker
-from daskcurv.storage import ResultsStore
-from tests.conftest import Project
 from tests.support.builders import TINY, make_model, write_checkpoints, write_cifar
+from tests.support.launches import MEASURES, assert_ok, assert_same_results, make_store, results
 from tests.support.oracles import referee
+from tests.support.project import Project
 
-MEASURES = ("curvature", "curvature_sq", "directional_eig", "loss", "grad_norm", "prediction")
 DOCUMENTED_FILES = {
     "per_image_curvature.npy",
     "per_image_directional_eig.npy",
     "per_image_labels.npy",
     "metadata.json",
 }
-
-
-def results(store: Path) -> xr.Dataset:
-    return daskcurv.open_results(store, incomplete="raise").load()
-
-
-def assert_same_results(left: xr.Dataset, right: xr.Dataset) -> None:
-    for name in (*MEASURES, "status", "epoch", "label", "split", "checkpoint_sha256"):
-        np.testing.assert_array_equal(left[name].values, right[name].values, err_msg=name)
-
-
-def assert_ok(run: subprocess.CompletedProcess[str]) -> None:
-    assert run.returncode == 0, run.stdout
 
 
 def test_full_size_weights_give_the_documented_tree(tmp_path):
@@ -175,16 +157,16 @@ def test_a_worker_takes_no_block_that_might_outlast_its_job(project, monkeypatch
     )
 
     def declines(seconds_left: float, longest_block: float) -> bool:
-        monkeypatch.setenv(DEADLINE, str(time.time() + seconds_left))
+        monkeypatch.setenv("DASKCURV_DEADLINE", str(time.time() + seconds_left))
         worker = Worker(context)
-        worker._longest = longest_block
+        worker._time_limit.block_took(longest_block)
         return worker.out_of_time
 
     assert not declines(1000, longest_block=0)
     assert not declines(1000, longest_block=700)
     assert declines(1000, longest_block=900)
     assert declines(10, longest_block=0)
-    monkeypatch.delenv(DEADLINE)
+    monkeypatch.delenv("DASKCURV_DEADLINE")
     assert not Worker(context).out_of_time
 
 
@@ -197,31 +179,6 @@ def test_a_gpu_run_does_not_fall_back_to_cpus_in_silence(project, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ClusterError, match="no GPU is visible to worker"):
         Worker(context)
-
-
-def make_store(path: Path, cifar, block_size: int) -> ResultsStore:
-    count = len(cifar)
-    return ResultsStore.create(
-        path,
-        identity={"made": "for a test"},
-        samples={
-            "sample": np.arange(count),
-            "label": cifar.labels,
-            "split": np.zeros(count),
-            "class_position": np.zeros(count),
-            "first_epoch_active": np.zeros(count),
-        },
-        epochs={
-            "epoch": [4],
-            "task": [2],
-            "num_active_classes": [10],
-            "checkpoint": ["c.pt"],
-            "checkpoint_sha256": [""],
-            "checkpoint_size": [0],
-            "checkpoint_mtime_ns": [0],
-        },
-        block_size=block_size,
-    )
 
 
 def test_a_changed_checkpoint_of_a_scored_epoch_is_noticed(project):

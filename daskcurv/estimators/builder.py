@@ -98,7 +98,7 @@ class Builder(GraphReader):
         if target is operator.getitem:
             return self._select(node)
         if target is getattr:
-            return node.args[1] == "mT" and self._linear(node, lambda x: x.mT)
+            return str(node.args[1]) == "mT" and self._linear(node, lambda x: x.mT)
         if target in ("expand", "repeat"):
             return self._expand(node)
         if self._depends(others):

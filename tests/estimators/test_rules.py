@@ -53,62 +53,62 @@ class Block(nn.Module):
         result: Tensor = getattr(self, self.do)(x)
         return result
 
-    def gate(self, x: Tensor) -> Tensor:
+    def gate(self, x: Tensor) -> Any:
         left, right = self.wide(x).chunk(2, dim=1)
         return x + left * torch.sigmoid(right)
 
-    def squeeze(self, x: Tensor) -> Tensor:
+    def squeeze(self, x: Tensor) -> Any:
         return x * torch.sigmoid(self.mix(x).mean((2, 3), keepdim=True))
 
-    def square(self, x: Tensor) -> Tensor:
+    def square(self, x: Tensor) -> Any:
         y = torch.tanh(x)
         return y * y - y / (y * y + 1.5)
 
-    def join(self, x: Tensor) -> Tensor:
+    def join(self, x: Tensor) -> Any:
         y = self.mix(x)
         return F.relu(torch.cat([y[:, :1], x[:, 1:3], y[:, self.order][:, 3:]], dim=1))
 
-    def shuffle(self, x: Tensor) -> Tensor:
+    def shuffle(self, x: Tensor) -> Any:
         y = x.view(x.size(0), 2, C // 2, SIZE, SIZE).transpose(1, 2).reshape(-1, C, SIZE, SIZE)
         return F.pad(y[..., 1:-1], (1, 1)) + torch.roll(x, 1, 3) + y.flip(2)
 
-    def resize(self, x: Tensor) -> Tensor:
+    def resize(self, x: Tensor) -> Any:
         small = F.avg_pool2d(self.edged(x), 2)
         return F.interpolate(small, scale_factor=2, mode="bilinear") + torch.relu(x)
 
-    def slope(self, x: Tensor) -> Tensor:
+    def slope(self, x: Tensor) -> Any:
         return self.slopes(self.mix(x)) + F.leaky_relu(x, 0.2)
 
-    def norms(self, x: Tensor) -> Tensor:
+    def norms(self, x: Tensor) -> Any:
         y = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return self.groups(x) + self.each(self.mix(x)) * y + self.local(x)
 
-    def peak(self, x: Tensor) -> Tensor:
+    def peak(self, x: Tensor) -> Any:
         return x - x.amax((2, 3), keepdim=True) + x.amax(1, keepdim=True)
 
-    def several(self, x: Tensor) -> Tensor:
+    def several(self, x: Tensor) -> Any:
         y = torch.relu(self.mix(x))
         return y + y * x - torch.stack([x, y], dim=2).sum(2)
 
-    def windows(self, x: Tensor) -> Tensor:
+    def windows(self, x: Tensor) -> Any:
         y = x.unflatten(3, (2, -1)).permute(0, 3, 1, 2, 4).reshape(-1, C, SIZE, 2)
         y = F.softmax(y, dim=2) * y
         return y.reshape(x.size(0), -1, C, SIZE, 2).permute(0, 2, 3, 1, 4).flatten(3)
 
-    def heads(self, x: Tensor) -> Tensor:
+    def heads(self, x: Tensor) -> Any:
         y = x.flatten(2).transpose(1, 2)
         query, key, value = self.project(self.norm(y)).chunk(3, dim=-1)
         weights = torch.softmax(query @ key.transpose(1, 2) / math.sqrt(C), dim=-1)
         return x + (weights @ value).transpose(1, 2).reshape(x.size(0), C, SIZE, SIZE)
 
-    def fused(self, x: Tensor) -> Tensor:
+    def fused(self, x: Tensor) -> Any:
         y = self.project(x.flatten(2).mT)
         parts = y.reshape(x.size(0), SIZE * SIZE, 3, 2, C // 2).permute(2, 0, 3, 1, 4)
         return x + F.scaled_dot_product_attention(
             parts[0], parts[1], parts[2], is_causal=True
         ).transpose(1, 2).reshape(x.size(0), -1, C).mT.reshape(x.size(0), C, SIZE, SIZE)
 
-    def tokens(self, x: Tensor) -> Tensor:
+    def tokens(self, x: Tensor) -> Any:
         y = x.flatten(2).transpose(1, 2)
         y = torch.cat([self.token.expand(x.size(0), -1, -1), y], dim=1)
         z, _ = self.attend(y, y, y, need_weights=False)

@@ -156,7 +156,8 @@ def into_a_buffer(net: Any, h: Tensor) -> Tensor:
 
 
 def chunk_of_samples(net: Any, h: Tensor) -> Tensor:
-    return torch.relu(h) * h.split(32)[0]
+    first: Tensor = h.split(32)[0]
+    return torch.relu(h) * first
 
 
 def some_samples(net: Any, h: Tensor) -> Tensor:

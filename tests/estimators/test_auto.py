@@ -82,14 +82,33 @@ def network(odd: nn.Module) -> nn.Module:
         return nn.Sequential(*layers)
 
 
+class Sums(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cumsum(x, 1)
+
+
+SUPPORTED = [
+    nn.GroupNorm(2, 4),
+    nn.Softmax(1),
+    nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
+    Gate(),
+]
+
 UNSUPPORTED = [
-    (nn.GroupNorm(2, 4), r"module 2 \(GroupNorm\)"),
-    (nn.Softmax(1), r"module 2 \(Softmax\)"),
-    (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), r"module 2 \(Conv2d\)"),
-    (Gate(), r"function mul"),
+    (nn.Softmax2d(), r"module 2 \(Softmax2d\)"),
+    (nn.RReLU(), r"module 2 \(RReLU\)"),
+    (Sums(), r"function cumsum"),
     (Branch(), r"Sequential cannot be traced"),
     (OwnGradient(), r"Sequential cannot be traced"),
 ]
+
+
+@pytest.mark.parametrize("middle", SUPPORTED, ids=lambda value: type(value).__name__)
+def test_a_network_with_rules_for_all_it_does_is_scored_by_propagation(messages, samples, middle):
+    scorer = Scorer(network(middle), EstimatorConfig(n_probes=2), batch_size=5)
+    scorer.score(samples[0], samples[1], torch.arange(5))
+    assert scorer.method.startswith("difference-propagation, ")
+    assert messages.records == []
 
 
 @pytest.mark.parametrize(("odd", "what"), UNSUPPORTED, ids=lambda value: type(value).__name__)

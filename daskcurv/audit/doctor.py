@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 from daskcurv import surroundings
 from daskcurv.audit.comparison import compare
 from daskcurv.clusters.local import available_cores, visible_gpus
-from daskcurv.config import EstimatorConfig
 from daskcurv.errors import DaskcurvError
-from daskcurv.estimators.auto import has_fast_bfloat16
 from daskcurv.estimators.kernels import KERNELS
 from daskcurv.estimators.precision import lowered_precision
+from daskcurv.estimators.selection import described, has_fast_bfloat16
 from daskcurv.experiment.checkpoints import check_all, read_state_dict
 from daskcurv.experiment.curriculum import active_samples
 from daskcurv.experiment.data.cifar import normalise
@@ -38,7 +37,7 @@ from daskcurv.runs.cost import (
     store_size,
     workers_of,
 )
-from daskcurv.runs.inputs import PROPAGATION, Inputs, gather, sample_columns
+from daskcurv.runs.inputs import Inputs, gather, sample_columns, selected
 from daskcurv.runs.options import LaunchOptions
 from daskcurv.spread import evenly
 from daskcurv.storage import schema
@@ -280,7 +279,7 @@ def _methods(report: _Report, options: LaunchOptions, inputs: Inputs, device: to
     print(
         f"        {'method':<36}{'median':>8}{'worst':>9}  {'1 worker':>9}  {'for all epochs':>16}"
     )
-    report.ok(_choice(options, inputs.estimator, device))
+    report.ok(_choice(options))
     for row in rows:
         speed = f"{'':>9}  {'':>16}"
         if row.samples_per_second > 0:
@@ -289,17 +288,9 @@ def _methods(report: _Report, options: LaunchOptions, inputs: Inputs, device: to
         print(f"        {row.name:<36}{row.median_error:>8.0e}{row.worst_error:>9.0e}  {speed}")
 
 
-def _choice(options: LaunchOptions, estimator: EstimatorConfig, device: torch.device) -> str:
-    """Return the method and precision that a run here uses, and why."""
-    asked = options.estimator
+def _choice(options: LaunchOptions) -> str:
+    """Return the method and precision that a run uses, and why."""
+    config, reason = selected(options)
     if options.store.exists():
-        why = f"as in {options.store}"
-    elif asked.precision != "auto" or asked.method not in ("auto", PROPAGATION):
-        why = "as requested"
-    elif has_fast_bfloat16(device):
-        why = f"the {device.type} supports fast bfloat16"
-    else:
-        why = f"the {device.type} has no fast bfloat16"
-    checked = f"{PROPAGATION} (if it passes its self-check)"
-    method = checked if estimator.method == "auto" else estimator.method
-    return f"method for a run: {method}, in {estimator.precision}: {why}"
+        reason = f"as in {options.store}"
+    return f"method for a run: {described(config)}: {reason}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from daskcurv.config import EstimatorConfig
+from daskcurv.config import recorded_estimator
 from daskcurv.errors import CheckpointError, DataError, StoreError
 from daskcurv.estimators.auto import MEDIAN_ERROR, WORST_ERROR
 from daskcurv.estimators.scoring import Scorer
+from daskcurv.estimators.selection import reference
 from daskcurv.experiment.checkpoints import (
     READERS,
     check_weights,
@@ -244,12 +245,9 @@ def _scorer(store: ResultsStore, epoch: int, checkpoint: Path, sha256: str) -> S
         )
     check_weights(model.state_dict(), state_dict, checkpoint)
     model.load_state_dict(state_dict)
-    names = {field.name for field in fields(EstimatorConfig)}
-    config = EstimatorConfig(**{k: v for k, v in identity["estimator"].items() if k in names})
-    if config.method == "difference-propagation":
-        config = replace(config, method="finite-difference", precision="float32")
+    config = recorded_estimator(identity)
     order = identity["classes"]["order"]
     schedule = Schedule.recorded(identity["classes"]) or Schedule()
     active = order[: schedule.num_active(epoch, len(order))]
     classes = active if identity["head"] == "active" else None
-    return Scorer(model, config, classes=classes, dtype=torch.float64)
+    return Scorer(model, reference(config), classes=classes, dtype=torch.float64)

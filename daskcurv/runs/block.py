@@ -28,8 +28,9 @@ from torch import Tensor
 from daskcurv.clusters.environment import DEADLINE
 from daskcurv.config import EstimatorConfig
 from daskcurv.errors import CheckpointChangedError, ClusterError
-from daskcurv.estimators.auto import CHECK_SAMPLES, has_fast_bfloat16
+from daskcurv.estimators.auto import CHECK_SAMPLES
 from daskcurv.estimators.scoring import SampleScores, Scorer
+from daskcurv.estimators.selection import has_fast_bfloat16
 from daskcurv.experiment.checkpoints import check_weights, read_state_dict
 from daskcurv.experiment.curriculum import Schedule
 from daskcurv.experiment.data.cifar import normalise, open_prepared

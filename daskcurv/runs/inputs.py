@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from daskcurv.config import EstimatorConfig, Identity
+from daskcurv.config import EstimatorConfig, Identity, recorded_estimator
 from daskcurv.errors import CheckpointError, ConfigError, DataError, StoreError
-from daskcurv.estimators import get_estimator, settle
 from daskcurv.estimators.probes import GENERATOR
+from daskcurv.estimators.selection import recorded_as, resolve
 from daskcurv.experiment.checkpoints import discover, read_state_dict
 from daskcurv.experiment.class_order import find_class_order
 from daskcurv.experiment.curriculum import held_out_split
@@ -26,8 +25,6 @@ from daskcurv.runs.options import LaunchOptions, parse_epochs
 from daskcurv.storage import ResultsStore
 
 log = logging.getLogger(__name__)
-
-PROPAGATION = "difference-propagation"
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,6 @@ def gather(options: LaunchOptions) -> Inputs:
     DaskcurvError
         For the first thing that cannot be used.
     """
-    get_estimator(options.estimator.method)
     _check_places(options)
     available = discover(options.model_dir, options.experiment_index)
     epochs = choose_epochs(options, available)
@@ -91,7 +87,7 @@ def gather(options: LaunchOptions) -> Inputs:
             f"{model.num_classes} outputs; data set and checkpoints do not belong together"
         )
     order, source = find_class_order(options, model.num_classes)
-    estimator = settled_estimator(options.estimator, options.store, options.device)
+    estimator, _ = selected(options)
     return Inputs(
         dataset,
         checkpoints,
@@ -114,24 +110,15 @@ def _check_places(options: LaunchOptions) -> None:
         check_writable(tree, directory=True, parents=True, option="--save_base_dir")
 
 
-def settled_estimator(
-    config: EstimatorConfig, store: Path, device: torch.device
-) -> EstimatorConfig:
-    """Return the settings with a precision.
-
-    What is left to ``"auto"`` follows the store, if there is one, so that a run goes on as it
-    began; else the workers' device.
-    """
-    if store.exists():
-        identity = ResultsStore.open(store).identity
+def selected(options: LaunchOptions) -> tuple[EstimatorConfig, str]:
+    """Return the settings that a run uses, and why; a store is continued as it began."""
+    recorded = None
+    if options.store.exists():
+        identity = ResultsStore.open(options.store).identity
         if "imported" in identity:
-            raise StoreError(f"{store} was imported, not computed; choose another --store")
-        stored = identity["estimator"]
-        if config.method in ("auto", stored["method"]) and config.precision == "auto":
-            config = replace(config, precision=stored["precision"])
-        if config.method == "auto" and stored["method"] != PROPAGATION:
-            config = replace(config, method=stored["method"])
-    return settle(config, device)
+            raise StoreError(f"{options.store} was imported, not computed; choose another --store")
+        recorded = recorded_estimator(identity)
+    return resolve(options.estimator, options.device, recorded)
 
 
 def _first_readable(paths: list[Path]) -> tuple[Path, ModelSpec]:
@@ -192,9 +179,8 @@ def _identity(
     order: NDArray[np.int64],
     estimator: EstimatorConfig,
 ) -> Identity:
-    method = PROPAGATION if estimator.method == "auto" else estimator.method
     return {
-        "estimator": {**estimator.to_dict(), "method": method, "probes": GENERATOR},
+        "estimator": {**recorded_as(estimator).to_dict(), "probes": GENERATOR},
         "head": options.head,
         "model": model.to_dict(),
         "dataset": {

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
@@ -119,14 +119,6 @@ class EstimatorConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as a JSON-able dictionary."""
         return asdict(self)
-
-
-def recorded_estimator(identity: Mapping[str, Any]) -> EstimatorConfig:
-    """Return the settings that a store's identity records."""
-    recorded = identity["estimator"]
-    return EstimatorConfig(
-        **{field.name: recorded[field.name] for field in fields(EstimatorConfig)}
-    )
 
 
 def check_positive(**values: int | None) -> None:

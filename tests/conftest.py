@@ -3,11 +3,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,66 +12,7 @@ import pytest
 from daskcurv.cli import main
 from tests.support.builders import write_checkpoints, write_cifar
 from tests.support.minislurm import MiniSlurm, missing_programs
-
-REPOSITORY = Path(__file__).parent.parent
-
-
-class Project:
-    """A directory with a small training run's files, to launch the program in.
-
-    Parameters
-    ----------
-    root : Path
-    environment : dict, optional
-        Of the programs that are run; by default this process's.
-    """
-
-    def __init__(self, root: Path, environment: dict[str, str] | None = None):
-        self.root = root
-        self.environment = environment
-        self.data = root / "cifar-100-python"
-        self.models = root / "model_parameters"
-        self.store = root / "curvature.zarr"
-        self.tree = root / "tree"
-
-    def launch_arguments(self, *extra: str) -> list[str]:
-        """Arguments of a launch in which classes arrive 4, 8, 10 at epochs 0, 2, 4.
-
-        On one local worker, which starts soonest, unless told otherwise.
-        """
-        local = () if "--cluster" in extra else ("--workers", "1")
-        return [
-            "--data_path", str(self.data), "--model_dir", str(self.models),
-            "--store", str(self.store), "--save_base_dir", str(self.tree),
-            "--initial_classes", "4", "--class_increment", "4", "--class_frequency", "2",
-            "--n_probes", "2", "--batch_size", "8", "--epochs", "all", *local, *extra,
-        ]  # fmt: skip
-
-    def start(self, script: str, *arguments: str) -> subprocess.Popen[str]:
-        """Start one of the scripts in a session of its own."""
-        return subprocess.Popen(
-            [sys.executable, REPOSITORY / "scripts" / f"{script}.py", *arguments],
-            cwd=self.root,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def run(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run one of the scripts to its end; stdout and stderr are joined in ``stdout``."""
-        process = self.start(script, *arguments)
-        try:
-            # The demo takes two minutes where bfloat16 is fast, and eight on an older processor.
-            output, _ = process.communicate(timeout=1200)
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-        return subprocess.CompletedProcess(process.args, process.returncode, output, "")
-
-    def launch(self, *extra: str) -> subprocess.CompletedProcess[str]:
-        return self.run("launch", *self.launch_arguments(*extra))
+from tests.support.project import Project
 
 
 @pytest.fixture
@@ -137,26 +74,6 @@ def disk_full_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         monkeypatch.setattr(np, "save", save_until_full)
 
     return limit
-
-
-@contextmanager
-def mounted(directory: Path, size: str) -> Iterator[Path]:
-    """A file system of a given size, in memory."""
-    directory.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(directory)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("mounting a small disk takes root")
-    try:
-        yield directory
-    finally:
-        subprocess.run(["umount", str(directory)], check=True)
-
-
-def enlarge(directory: Path) -> None:
-    """Make more room in a mounted file system."""
-    subprocess.run(["mount", "-o", "remount,size=20m", str(directory)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from daskcurv.experiment.checkpoints import Checkpoint
 from daskcurv.places import followed, names_of, place_for
 from daskcurv.runs.plan import Plan
 from daskcurv.storage import ResultsStore
-from tests.storage.test_store import make_store
+from tests.support.stores import make_store
 
 
 @pytest.fixture(params=[0o002, 0o022, 0o077], ids="umask {:03o}".format)

@@ -9,7 +9,7 @@ import pytest
 
 from daskcurv.errors import StoreWriteError
 from daskcurv.places import check_writable
-from tests.conftest import mounted
+from tests.support.disks import mounted
 
 
 def refusal(target: Path, **kind: Any) -> str:

@@ -21,9 +21,9 @@ from daskcurv.errors import DataError
 from daskcurv.experiment.curriculum import Schedule
 from daskcurv.storage import open_results
 from daskcurv.storage.schema import COMPUTED
-from tests.analysis.test_analysis import results
-from tests.conftest import enlarge, mounted
-from tests.storage.test_store import CLASSES, IDENTITY, finish, make_store
+from tests.support.disks import enlarge, mounted
+from tests.support.results import results
+from tests.support.stores import CLASSES, IDENTITY, finish, make_store
 
 NAME = "s"
 """Of the fixture's store, which is not of CIFAR-100."""

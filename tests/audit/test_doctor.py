@@ -18,8 +18,8 @@ from daskcurv.errors import ConfigError
 from daskcurv.estimators.kernels import KERNELS
 from daskcurv.experiment.curriculum import class_order_of
 from daskcurv.experiment.data.cifar import read_cifar
-from tests.conftest import Project
 from tests.support.builders import make_model
+from tests.support.project import Project
 
 SCHEDULE = ["--initial_classes", "4", "--class_increment", "4", "--class_frequency", "2"]
 

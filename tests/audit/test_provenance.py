@@ -17,9 +17,9 @@ from daskcurv.errors import StoreError
 from daskcurv.experiment.checkpoints import discover
 from daskcurv.experiment.data.cifar import read_cifar
 from daskcurv.storage import ResultsStore
-from tests.conftest import Project
-from tests.storage.test_store import make_store
 from tests.support.builders import make_model, write_checkpoints, write_cifar
+from tests.support.project import Project
+from tests.support.stores import make_store
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,8 @@ from daskcurv.experiment.curriculum import Schedule
 from daskcurv.runs.inputs import gather, sample_columns
 from daskcurv.runs.options import LaunchOptions
 from daskcurv.storage import ResultsStore, schema
-from tests.conftest import Project
 from tests.support.builders import TINY, make_model, write_checkpoints, write_cifar
+from tests.support.project import Project
 
 Refused = Callable[..., str]
 

@@ -19,7 +19,7 @@ from daskcurv.cli import build_parser, main
 from daskcurv.cli.parser import CommandParser
 from daskcurv.cli.runs import COMMON
 from daskcurv.errors import StoreError
-from tests.conftest import REPOSITORY
+from tests.support.project import REPOSITORY
 
 SBATCH = {"--exclusive", "--gres", "--mem", "--nodes", "--time", "--signal"}
 """Options of other programs that messages may name, beside the ones of ours."""

@@ -16,13 +16,12 @@ import pytest
 from daskcurv.clusters.options import ClusterOptions
 from daskcurv.clusters.slurm.allocation import allocation_cluster
 from daskcurv.errors import ClusterError
-from tests.clusters.test_slurm import Brake, is_worker_of
-from tests.conftest import REPOSITORY, Project
-from tests.runs.test_interruption import wait_for_blocks
-from tests.runs.test_launch import assert_ok, assert_same_results, results
 from tests.support.builders import write_checkpoints, write_cifar
 from tests.support.crashes import finished_blocks
+from tests.support.launches import assert_ok, assert_same_results, results, wait_for_blocks
 from tests.support.minislurm import MiniSlurm, wait_for
+from tests.support.project import REPOSITORY, Project
+from tests.support.slurm import Brake, is_worker_of
 
 SETTINGS = ("--n_probes", "10", "--block_size", "10")
 INSIDE = ("--cluster", "allocation", "--device", "cpu", "--interface", "lo")

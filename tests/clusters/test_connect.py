@@ -13,9 +13,9 @@ import pytest
 from daskcurv.clusters import connect as connecting
 from daskcurv.clusters.options import ClusterOptions
 from daskcurv.errors import ClusterError
-from tests.conftest import Project
-from tests.runs.test_launch import assert_ok, assert_same_results, results
+from tests.support.launches import assert_ok, assert_same_results, results
 from tests.support.minislurm import wait_for
+from tests.support.project import Project
 
 SETTINGS = ("--block_size", "20")
 

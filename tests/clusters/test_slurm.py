@@ -20,34 +20,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.clusters.test_slurm_commands import HOSTILE
-from tests.conftest import Project
-from tests.runs.test_interruption import wait_for_blocks
-from tests.runs.test_launch import assert_ok, assert_same_results, results
 from tests.support.builders import write_checkpoints, write_cifar
 from tests.support.crashes import finished_blocks
+from tests.support.launches import assert_ok, assert_same_results, results, wait_for_blocks
 from tests.support.minislurm import MiniSlurm, wait_for
+from tests.support.project import Project
+from tests.support.slurm import HOSTILE, Brake, is_worker_of
 
 ON_SLURM = ("--cluster", "slurm", "--device", "cpu", "--interface", "lo", "--time", "30")
 SETTINGS = ("--n_probes", "40", "--block_size", "10")
-
-# Loaded by every Python of a job: while a file exists, blocks take long whatever the machine, with
-# the same numbers. The wait is just before a block is written, when an end would hurt most.
-TAKE_YOUR_TIME = """
-import time
-from pathlib import Path
-from daskcurv.storage.working import ResultsStore
-
-write = ResultsStore.write_block
-
-def write_late(*arguments):
-    end = time.monotonic() + {seconds}
-    while Path({file!r}).exists() and time.monotonic() < end:
-        time.sleep(0.05)
-    write(*arguments)
-
-ResultsStore.write_block = write_late
-"""
 
 
 @pytest.fixture(scope="module")
@@ -92,25 +73,6 @@ def running(project: Project, slurm: MiniSlurm) -> Iterator[subprocess.Popen[str
     with launched(project, "--gpus", "2") as process:
         wait_for_blocks(project, process, 2)
         yield process
-
-
-class Brake:
-    """Makes the blocks of a launch with its `options` take `seconds` longer, while it is on."""
-
-    def __init__(self, project: Project, seconds: float):
-        directory = project.root / "brake"
-        directory.mkdir()
-        self._file = directory / "on"
-        code = TAKE_YOUR_TIME.format(seconds=seconds, file=str(self._file))
-        (directory / "sitecustomize.py").write_text(code)
-        self.options = "--prologue", f"export PYTHONPATH={directory}"
-        self.environment = {"PYTHONPATH": str(directory)}
-
-    def on(self) -> None:
-        self._file.touch()
-
-    def off(self) -> None:
-        self._file.unlink()
 
 
 def worker_logs(project: Project) -> str:
@@ -232,16 +194,6 @@ def test_workers_leave_in_good_order_before_their_time_is_up(project, slurm, ref
     # Only the jobs that were running at the very end were ended from outside.
     assert len(slurm.jobs("CANCELLED")) <= 1
     assert_same_results(results(project.store), results(reference.store))
-
-
-def is_worker_of(process: psutil.Process, jobs: list[str], slurm: MiniSlurm) -> bool:
-    """Whether a process does the work of one of `jobs`."""
-    try:
-        environment, command = process.environ(), process.cmdline()
-    except psutil.Error:
-        return False
-    ours = environment.get("SLURM_CONF") == str(slurm.conf)
-    return ours and environment.get("SLURM_JOB_ID") in jobs and "spawn_main" in " ".join(command)
 
 
 def test_a_killed_launcher_leaves_no_jobs_and_the_next_launch_resumes(

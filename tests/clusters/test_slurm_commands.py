@@ -27,28 +27,9 @@ from daskcurv.clusters.slurm.job_script import job_script, start_cluster
 from daskcurv.clusters.slurm.submit import launcher_script, submit
 from daskcurv.errors import ClusterError
 from tests.support.builders import write_command
+from tests.support.slurm import HOSTILE
 
 Pose = Callable[[str, str], None]
-
-# Every input variable of sbatch, squeue, scancel and scontrol in SLURM 22.05 that there is a reason
-# to set, with a value that would break a run.
-HOSTILE = {
-    "SBATCH_JOB_NAME": "mine", "SBATCH_OUTPUT": "/nowhere/x", "SBATCH_ERROR": "/nowhere/x",
-    "SBATCH_MEM_PER_CPU": "900G", "SBATCH_MEM_PER_GPU": "1M", "SBATCH_MEM_PER_NODE": "1M",
-    "SBATCH_EXPORT": "NONE", "SBATCH_ARRAY_INX": "0-3", "SBATCH_GRES": "gpu:2",
-    "SBATCH_GPUS": "2", "SBATCH_GPUS_PER_NODE": "2", "SBATCH_GPUS_PER_TASK": "2",
-    "SBATCH_WAIT": "1", "SBATCH_REQUEUE": "1", "SBATCH_NO_REQUEUE": "1", "SBATCH_EXCLUSIVE": "1",
-    "SBATCH_OPEN_MODE": "truncate", "SBATCH_SIGNAL": "KILL@60", "SBATCH_INPUT": "/nowhere/x",
-    "SBATCH_CLUSTERS": "other", "SBATCH_CORE_SPEC": "4", "SBATCH_CPUS_PER_GPU": "64",
-    "SBATCH_CONTAINER": "/nowhere", "SBATCH_DISTRIBUTION": "arbitrary", "SBATCH_DEBUG": "1",
-    "SBATCH_GET_USER_ENV": "1", "SBATCH_THREADS_PER_CORE": "8", "SBATCH_BATCH": "no-such-thing",
-    "SALLOC_PARTITION": "other", "SQUEUE_FORMAT": "%P", "SQUEUE_STATES": "PD",
-    "SQUEUE_USERS": "nobody", "SQUEUE_PARTITION": "other", "SQUEUE_NAMES": "other",
-    "SQUEUE_SORT": "i", "SCANCEL_NAME": "other", "SCANCEL_INTERACTIVE": "1",
-    "SCANCEL_STATE": "PENDING", "SCANCEL_PARTITION": "other", "SCONTROL_ALL": "1",
-    "SINFO_FORMAT": "%P", "SLURM_CLUSTERS": "other", "SLURM_HINT": "nomultithread",
-    "SLURM_HOSTFILE": "/nowhere/x", "SLURM_UMASK": "0", "SLURM_EXIT_ERROR": "7",
-}  # fmt: skip
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from daskcurv.clusters.options import ClusterOptions
 from daskcurv.clusters.slurm import commands as slurm_commands
 from daskcurv.clusters.slurm.commands import SlurmError
 from daskcurv.clusters.slurm.job_script import job_script
-from tests.conftest import Project
 from tests.support.builders import write_checkpoints, write_cifar
 from tests.support.minislurm import MiniSlurm, wait_for
+from tests.support.project import Project
 
 ON_SLURM = ("--cluster", "slurm", "--interface", "lo", "--gpus", "2")
 ON_CPU = ("--device", "cpu")

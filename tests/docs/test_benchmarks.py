@@ -10,7 +10,7 @@ import sys
 from matplotlib.image import imread
 
 from daskcurv.estimators import ESTIMATORS
-from tests.conftest import REPOSITORY
+from tests.support.project import REPOSITORY
 
 COMPARED = {
     "released, default",

@@ -16,7 +16,7 @@ import daskcurv
 from daskcurv.cli import main
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.compact import compact
-from tests.conftest import REPOSITORY
+from tests.support.project import REPOSITORY
 
 TEXT = (REPOSITORY / "README.md").read_text()
 

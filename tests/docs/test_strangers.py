@@ -11,7 +11,7 @@ from daskcurv.cli import main
 from daskcurv.storage import ResultsStore, open_results, schema
 from daskcurv.storage.compact import compact
 from daskcurv.storage.integrity.verify import verify
-from tests.storage.test_store import epoch_columns, finish, make_store
+from tests.support.stores import epoch_columns, finish, make_store
 
 HARMLESS = (
     "._x", ".DS_Store", "Thumbs.db", "desktop.ini", ".nfs0000123", "zarr.json~",

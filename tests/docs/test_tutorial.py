@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from daskcurv.storage import identity_of
-from tests.conftest import REPOSITORY
+from tests.support.project import REPOSITORY
 
 STEPS = re.findall(
     r"```python\n(.*?)```\n```text\n(.*?)```",

@@ -21,8 +21,8 @@ from daskcurv.estimators.kernels import Kernels
 from daskcurv.estimators.layers import Rectifier
 from daskcurv.estimators.network import Network
 from daskcurv.estimators.scoring import Scorer
-from tests.conftest import Project
 from tests.support.builders import make_model
+from tests.support.project import Project
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ import torch
 from daskcurv import open_results, score_samples
 from daskcurv.config import EstimatorConfig
 from daskcurv.estimators.scoring import Scorer
-from tests.conftest import Project
 from tests.support.builders import make_model
+from tests.support.project import Project
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

@@ -25,8 +25,8 @@ from daskcurv.clusters.environment import WORKER_JOB
 from daskcurv.errors import ConfigError
 from daskcurv.estimators import precision
 from daskcurv.experiment.data.cifar import normalise
-from tests.conftest import Project
 from tests.support.builders import make_model
+from tests.support.project import Project
 
 METHODS = ["finite-difference", "difference-propagation", "zeroth-order"]
 

@@ -33,10 +33,10 @@ from daskcurv.report.galleries import OVERALL, PER_CLASS, PICTURE
 from daskcurv.report.statements import definition
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.attributes import identity_of
-from tests.conftest import Project
-from tests.report.test_report_figures import Made
-from tests.runs.test_launch import assert_ok
 from tests.support.builders import write_checkpoints, write_cifar
+from tests.support.launches import assert_ok
+from tests.support.project import Project
+from tests.support.reports import Made
 
 # Writes into the page, once it is loaded, what a reader would see of it.
 LOOK = """<script>

@@ -14,8 +14,8 @@ from daskcurv.estimators.scoring import Scorer
 from daskcurv.experiment.curriculum import Schedule, class_order_of
 from daskcurv.experiment.data.cifar import prepare, read_cifar
 from daskcurv.runs.block import BATCH_SIZES, RunContext, Worker
-from tests.runs.test_launch import make_store
 from tests.support.builders import TINY, make_model
+from tests.support.launches import make_store
 
 
 @pytest.mark.parametrize(

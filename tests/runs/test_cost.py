@@ -39,11 +39,11 @@ from daskcurv.runs.inputs import Inputs, gather
 from daskcurv.runs.opening import ready_store
 from daskcurv.runs.options import LaunchOptions
 from daskcurv.storage import ResultsStore, schema
-from tests.conftest import Project
-from tests.runs.test_launch import assert_ok
-from tests.storage.test_store import inactive_values
 from tests.support.builders import TINY, make_model, write_checkpoints, write_cifar
 from tests.support.crashes import finished_blocks
+from tests.support.launches import assert_ok
+from tests.support.project import Project
+from tests.support.stores import inactive_values
 
 SCHEDULE = Schedule(initial_classes=4, class_increment=4, class_frequency=2)
 

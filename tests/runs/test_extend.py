@@ -16,8 +16,8 @@ import xarray as xr
 from daskcurv.errors import StoreError
 from daskcurv.runs.extend import change_places, larger_store, recover, smaller_store
 from daskcurv.storage import ResultsStore, launcher_lock, open_results, schema
-from tests.conftest import Project
-from tests.storage.test_store import IDENTITY, make_store
+from tests.support.project import Project
+from tests.support.stores import IDENTITY, make_store
 
 DIRECT = ["--method", "finite-difference", "--block_size", "20", "--workers", "1"]
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +19,18 @@ import pytest
 import xarray as xr
 
 from daskcurv.storage import open_results, schema
-from tests.conftest import Project, enlarge, mounted
-from tests.runs.test_launch import assert_ok, assert_same_results, results
 from tests.support.builders import write_checkpoints, write_cifar
 from tests.support.crashes import finished_blocks, workers_of
-
-# Blocks of a few tenths of a second each: long enough to be caught in the middle.
-SLOW = ("--n_probes", "40", "--block_size", "10", "--workers", "2")
-BLOCKS = 4 * 6
+from tests.support.disks import enlarge, mounted
+from tests.support.launches import (
+    BLOCKS,
+    SLOW,
+    assert_ok,
+    assert_same_results,
+    launch_in_progress,
+    results,
+)
+from tests.support.project import Project
 
 
 @pytest.fixture(scope="module")
@@ -46,27 +48,6 @@ def disturbed(reference: Project, tmp_path: Path) -> Project:
     project = Project(tmp_path)
     project.data, project.models = reference.data, reference.models
     return project
-
-
-def wait_for_blocks(project: Project, process: subprocess.Popen[str], count: int) -> None:
-    deadline = time.monotonic() + 120
-    while len(finished_blocks(project)) < count:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-@contextmanager
-def launch_in_progress(project: Project) -> Iterator[subprocess.Popen[str]]:
-    """A launch with some blocks done, most not; in the end it is killed if it still runs."""
-    process = project.start("launch", *project.launch_arguments(*SLOW))
-    try:
-        wait_for_blocks(project, process, 4)
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
 
 
 @pytest.fixture

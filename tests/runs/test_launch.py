@@ -8,15 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import xarray as xr
 
 import daskcurv
 from daskcurv.cli import main
@@ -28,31 +25,17 @@ from daskcurv.experiment.curriculum import Schedule, class_order_of
 from daskcurv.experiment.data.cifar import normalise, prepare, read_cifar
 from daskcurv.experiment.resnet18 import ModelSpec
 from daskcurv.runs.block import BlockTask, RunContext, Worker
-from daskcurv.storage import ResultsStore
-from tests.conftest import Project
 from tests.support.builders import TINY, make_model, write_checkpoints, write_cifar
+from tests.support.launches import MEASURES, assert_ok, assert_same_results, make_store, results
 from tests.support.oracles import referee
+from tests.support.project import Project
 
-MEASURES = ("curvature", "curvature_sq", "directional_eig", "loss", "grad_norm", "prediction")
 DOCUMENTED_FILES = {
     "per_image_curvature.npy",
     "per_image_directional_eig.npy",
     "per_image_labels.npy",
     "metadata.json",
 }
-
-
-def results(store: Path) -> xr.Dataset:
-    return daskcurv.open_results(store, incomplete="raise").load()
-
-
-def assert_same_results(left: xr.Dataset, right: xr.Dataset) -> None:
-    for name in (*MEASURES, "status", "epoch", "label", "split", "checkpoint_sha256"):
-        np.testing.assert_array_equal(left[name].values, right[name].values, err_msg=name)
-
-
-def assert_ok(run: subprocess.CompletedProcess[str]) -> None:
-    assert run.returncode == 0, run.stdout
 
 
 def test_full_size_weights_give_the_documented_tree(tmp_path):
@@ -197,31 +180,6 @@ def test_a_gpu_run_does_not_fall_back_to_cpus_in_silence(project, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ClusterError, match="no GPU is visible to worker"):
         Worker(context)
-
-
-def make_store(path: Path, cifar, block_size: int) -> ResultsStore:
-    count = len(cifar)
-    return ResultsStore.create(
-        path,
-        identity={"made": "for a test"},
-        samples={
-            "sample": np.arange(count),
-            "label": cifar.labels,
-            "split": np.zeros(count),
-            "class_position": np.zeros(count),
-            "first_epoch_active": np.zeros(count),
-        },
-        epochs={
-            "epoch": [4],
-            "task": [2],
-            "num_active_classes": [10],
-            "checkpoint": ["c.pt"],
-            "checkpoint_sha256": [""],
-            "checkpoint_size": [0],
-            "checkpoint_mtime_ns": [0],
-        },
-        block_size=block_size,
-    )
 
 
 def test_a_changed_checkpoint_of_a_scored_epoch_is_noticed(project):

@@ -27,12 +27,11 @@ from daskcurv.runs.status import KILLED, describe, read_status
 from daskcurv.storage import launcher_lock
 from daskcurv.storage.compact import compact
 from daskcurv.storage.working import ResultsStore
-from tests.conftest import Project
-from tests.runs.test_interruption import BLOCKS, SLOW, launch_in_progress, wait_for_blocks
-from tests.runs.test_launch import assert_ok
-from tests.storage.test_store import finish, make_store
 from tests.support.builders import make_model
 from tests.support.crashes import finished_blocks
+from tests.support.launches import BLOCKS, SLOW, assert_ok, launch_in_progress, wait_for_blocks
+from tests.support.project import Project
+from tests.support.stores import finish, make_store
 
 # Of 60 samples, the first 4 of 10 classes are active at epochs 0 and 1, 8 at 2, all at 4.
 EPOCHS = 4

@@ -25,9 +25,10 @@ from daskcurv.storage import compact as module
 from daskcurv.storage.compact import compact
 from daskcurv.storage.integrity.columns import discard_column
 from daskcurv.storage.integrity.verify import verify
-from tests.conftest import Project, enlarge, mounted
-from tests.storage.test_store import chunk, epoch_columns, files_below, finish, make_store
 from tests.support.damage import KINDS, contents, damage, same, undone
+from tests.support.disks import enlarge, mounted
+from tests.support.project import Project
+from tests.support.stores import chunk, epoch_columns, files_below, finish, make_store
 
 
 @pytest.fixture

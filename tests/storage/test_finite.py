@@ -28,9 +28,9 @@ from daskcurv.runs.window import Done, SetAside
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.finite import noted_epochs
 from daskcurv.storage.integrity.verify import verify
-from tests.runs.test_launch import make_store as make_launch_store
-from tests.storage.test_store import IDENTITY, block_values, chunk, finish, make_store
 from tests.support.builders import TINY, make_model
+from tests.support.launches import make_store as make_launch_store
+from tests.support.stores import IDENTITY, block_values, chunk, finish, make_store
 
 ACTIVE = np.ones(11, dtype=bool)
 

@@ -19,16 +19,9 @@ from daskcurv.storage.compact import compact
 from daskcurv.storage.integrity.verify import verify
 from daskcurv.storage.npy import importing
 from daskcurv.storage.npy.importing import import_tree
-from tests.conftest import enlarge, mounted
-from tests.storage.test_export import (
-    ACTIVE_CLASSES,
-    LABELS,
-    ORDER,
-    active,
-    epoch_values,
-    make_store,
-)
-from tests.storage.test_store import files_below
+from tests.support.disks import enlarge, mounted
+from tests.support.exports import ACTIVE_CLASSES, LABELS, ORDER, active, epoch_values, make_store
+from tests.support.stores import files_below
 
 N = len(LABELS)
 

@@ -17,8 +17,7 @@ from dask.base import compute
 
 from daskcurv.storage import ResultsStore, identity_of, open_results
 from daskcurv.storage.compact import compact
-from tests.storage.test_store import IDENTITY
-from tests.storage.test_trained import scheduled
+from tests.support.stores import IDENTITY, scheduled
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from daskcurv.errors import ConfigError, StoreError, StoreWriteError
 from daskcurv.storage import ResultsStore, launcher_lock, lock, schema
 from daskcurv.storage.integrity.columns import discard_column, restore_columns
 from daskcurv.storage.integrity.verify import repair
-from tests.storage.test_store import block_values, epoch_columns, make_store, sample_columns
+from tests.support.stores import block_values, epoch_columns, make_store, sample_columns
 
 HOLDER = """
 import sys

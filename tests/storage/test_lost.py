@@ -16,7 +16,7 @@ from daskcurv.storage import ResultsStore, open_results, schema
 from daskcurv.storage.compact import compact
 from daskcurv.storage.integrity.columns import discard_column
 from daskcurv.storage.integrity.lost import lost_files
-from tests.storage.test_store import PER_SAMPLE, chunk, fill_row, finish, make_store
+from tests.support.stores import PER_SAMPLE, chunk, fill_row, finish, make_store
 
 
 @pytest.fixture

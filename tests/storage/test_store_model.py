@@ -27,7 +27,8 @@ from daskcurv.storage import ResultsStore, export_epochs, open_results, schema
 from daskcurv.storage.compact import compact
 from daskcurv.storage.integrity.columns import restore_columns
 from daskcurv.storage.integrity.verify import repair, verify
-from tests.storage.test_store import (
+from tests.support.damage import KINDS, chunk_files, damage
+from tests.support.stores import (
     LABELS,
     PER_SAMPLE,
     N,
@@ -36,7 +37,6 @@ from tests.storage.test_store import (
     make_store,
     sample_columns,
 )
-from tests.support.damage import KINDS, chunk_files, damage
 
 KILLED = 9
 BLOCKS = 3

@@ -14,8 +14,8 @@ from daskcurv.errors import ConfigError, ExportError
 from daskcurv.storage import ResultsStore, open_results
 from daskcurv.storage.compact import compact
 from daskcurv.storage.tables import export_table
-from tests.conftest import enlarge, mounted
-from tests.storage.test_store import block_values, epoch_columns, fill_row, finish, make_store
+from tests.support.disks import enlarge, mounted
+from tests.support.stores import block_values, epoch_columns, fill_row, finish, make_store
 
 FORMATS = ("parquet", "csv")
 

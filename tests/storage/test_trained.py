@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from daskcurv.experiment.curriculum import Schedule
 from daskcurv.storage import open_results
-from tests.storage.test_store import CLASSES, IDENTITY, N, finish, make_store, sample_columns
+from tests.support.stores import N, finish, make_store, sample_columns, scheduled
 
 EPOCHS = (200, 0, 99, 100, 101, 300, 1, 201)
 FIRST = {0: 1, 1: 1, 2: 101, 3: 101, 4: 201}
 """By position in the class order: two classes at first, two more after epoch 100, the last after
 epoch 200, each trained on from the epoch after."""
-
-
-def scheduled(path: Path, *epochs: int, partition: str = "entering") -> Path:
-    """A finished store whose identity records its schedule, as those of launches do."""
-    schedule = Schedule(2, 2, 100, partition)
-    classes = {"order": list(range(CLASSES)), **schedule.to_dict()}
-    return finish(make_store(path, *epochs, identity={**IDENTITY, "classes": classes})).path
 
 
 @pytest.mark.parametrize("partition", ["entering", "trained"])

@@ -12,8 +12,9 @@ from daskcurv.cli import main
 from daskcurv.storage import ResultsStore, schema
 from daskcurv.storage.integrity.columns import discard_column, restore_columns
 from daskcurv.storage.integrity.verify import repair, verify
-from tests.conftest import Project
-from tests.storage.test_store import (
+from tests.support.damage import KINDS, campaign, contents, same
+from tests.support.project import Project
+from tests.support.stores import (
     PER_SAMPLE,
     block_values,
     chunk,
@@ -23,7 +24,6 @@ from tests.storage.test_store import (
     make_store,
     sample_columns,
 )
-from tests.support.damage import KINDS, campaign, contents, same
 
 
 @pytest.fixture

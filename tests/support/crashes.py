@@ -26,9 +26,9 @@ import psutil
 
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.integrity.verify import verify
-from tests.conftest import Project
 from tests.support.builders import write_checkpoints, write_cifar
 from tests.support.damage import contents, same
+from tests.support.project import Project
 
 EPOCHS = [0, 1, 2, 3, 4, 5]
 # Blocks so small that much of the time goes into writing them.

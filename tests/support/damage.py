@@ -160,8 +160,8 @@ def campaign(
 
 
 def main() -> None:
-    from tests.conftest import Project
     from tests.support.builders import write_checkpoints, write_cifar
+    from tests.support.project import Project
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=300)

@@ -16,7 +16,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     passed = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: 500.0 + passed[0])
     monkeypatch.setattr(time, "time", lambda: 1.7e9 + passed[0])
-    monkeypatch.delenv("DASKCURV_DEADLINE", raising=False)
+    # Set first, so that what a test hands down is removed after it.
+    monkeypatch.setenv("DASKCURV_DEADLINE", "")
+    monkeypatch.delenv("DASKCURV_DEADLINE")
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     return passed
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskcurv.atomic import write_whole
+from daskcurv.experiment.identity import Recorded
 from daskcurv.storage import schema
 from daskcurv.storage.npy.layout import DOCUMENTED
 from daskcurv.storage.working import ResultsStore
@@ -26,7 +27,7 @@ EPOCHS_NOT_FINITE = "epochs_not_finite"
 def measures_of(store: ResultsStore) -> list[str]:
     """Return the measures that every computed sample of a store has, of those with fractions."""
     names = [variable.name for variable in schema.MEASURES if variable.dtype == "float32"]
-    if store.identity.get("estimator", {}).get("method") == "zeroth-order":
+    if not Recorded.of(store.identity).differentiates:
         names = [name for name in names if name not in schema.OF_GRADIENTS]
     if "imported" not in store.attrs:
         return names

@@ -16,7 +16,7 @@ from daskcurv import score_samples
 from daskcurv.cli import main
 from daskcurv.clusters.local import visible_gpus
 from daskcurv.demo import FLIPPED_FRACTION, LAST_EPOCH, SPEC
-from daskcurv.estimators.auto import has_fast_bfloat16
+from daskcurv.estimators.selection import has_fast_bfloat16
 from daskcurv.experiment.checkpoints import read_state_dict
 from daskcurv.experiment.data.cifar import normalise, read_cifar
 from daskcurv.storage import identity_of

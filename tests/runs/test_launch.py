@@ -23,7 +23,8 @@ from daskcurv.experiment.checkpoints import check_all
 from daskcurv.experiment.curriculum import Schedule, class_order_of
 from daskcurv.experiment.data.cifar import normalise, prepare, read_cifar
 from daskcurv.experiment.resnet18 import ModelSpec
-from daskcurv.runs.block import BlockTask, RunContext, Worker
+from daskcurv.runs.block import RunContext, Worker
+from daskcurv.runs.tasks import BlockTask
 from tests.support.builders import TINY, make_model, write_checkpoints, write_cifar
 from tests.support.launches import MEASURES, assert_ok, assert_same_results, make_store, results
 from tests.support.oracles import referee

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
 
-from daskcurv.clusters.base import ClusterName, Workers
+from daskcurv.clusters.base import Workers
 from daskcurv.runs.tasks import BlockReport, BlockTask
 
 Task = TypeVar("Task")
@@ -32,7 +32,7 @@ class Started:
         To be computed; of the epochs, those that lack any block.
     """
 
-    cluster: ClusterName
+    cluster: str
     dashboard: str
     epochs: int
     blocks: int

@@ -36,9 +36,9 @@ LAST_SECONDS = 25.0
 
 def complete_epochs(plan: Plan) -> Iterator[EpochComplete]:
     """Yield the epochs that had all their blocks before the run."""
-    for checkpoint, missing in zip(plan.checkpoints, plan.missing.any(axis=1), strict=True):
-        if not missing:
-            yield EpochComplete(checkpoint.epoch, plan.rows[checkpoint.epoch], computed=False)
+    for epoch, left in plan.left.items():
+        if not left:
+            yield EpochComplete(epoch, plan.rows[epoch], computed=False)
 
 
 def compute(

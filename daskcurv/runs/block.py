@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import os
 import socket
 import time
@@ -25,7 +24,7 @@ from distributed import get_worker
 from numpy.typing import NDArray
 from torch import Tensor
 
-from daskcurv.clusters.environment import DEADLINE
+from daskcurv.clusters.time_limit import TimeLimit
 from daskcurv.errors import CheckpointChangedError, ClusterError
 from daskcurv.estimators.scoring import SampleScores, Scorer
 from daskcurv.estimators.selection import has_fast_bfloat16
@@ -42,7 +41,7 @@ BATCH_SIZES = "batch_sizes.json"
 """Beside the workers' copy of the data set: the best batch size by device and method."""
 
 LEAVE_SECONDS = 30.0
-"""What a worker keeps of its job's time for leaving in good order."""
+"""Time that a worker reserves for stopping before its job ends."""
 
 
 @dataclass(frozen=True)
@@ -172,13 +171,12 @@ class Worker:
         self._ahead: tuple[Path, Future[tuple[dict[str, Tensor], str]]] | None = None
         self._scorer: Scorer | None = None
         self._scorer_of: tuple[int, str] | None = None
-        self._deadline = float(os.environ.get(DEADLINE, math.inf))
-        self._longest = 0.0
+        self._time_limit = TimeLimit.inherited()
 
     @property
     def out_of_time(self) -> bool:
         """Whether a block like the longest so far might not end before this worker's job does."""
-        return time.time() + 1.25 * self._longest + LEAVE_SECONDS > self._deadline
+        return not self._time_limit.allows(blocks=1.25, seconds=LEAVE_SECONDS)
 
     def run(self, task: BlockTask) -> BlockReport:
         """Score a block and write it, unless it is done."""
@@ -194,7 +192,7 @@ class Worker:
             self._store.write_block(task.row, task.block, values)
             writing = time.perf_counter() - before_writing
         seconds = time.perf_counter() - started
-        self._longest = max(self._longest, seconds)
+        self._time_limit.block_took(seconds)
         log.info("%s: %d samples in %.2f s", task, task.samples, seconds)
         return BlockReport(
             computed=computed,

@@ -12,7 +12,7 @@ from daskcurv.config import EstimatorConfig
 from daskcurv.errors import ConfigError
 from daskcurv.estimators import selection
 from daskcurv.estimators.selection import recorded_as, reference, resolve
-from tests.conftest import REPOSITORY
+from tests.support.project import REPOSITORY
 
 AUTO, FAST, DIRECT, ZEROTH = "auto", "difference-propagation", "finite-difference", "zeroth-order"
 REQUESTED, STARTED = "as requested", "as the store was started"

@@ -77,7 +77,8 @@ class Factory:
             If the function cannot be found by its name.
         """
         name = f"{function.__module__}:{function.__qualname__}"
-        if function.__module__ == "__main__" or _imported(name) is not function:
+        local = function.__module__ == "__main__" or "<" in name
+        if local or _imported(name) is not function:
             raise ConfigError(
                 f"the factory {name} cannot be imported by workers; define it at the top of a "
                 "module that is not the script itself"

@@ -30,8 +30,17 @@ class Dataset:
         Empty if they are not known.
     """
 
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    if TYPE_CHECKING:
+        # Only read, so a subclass can have properties. When running, these would be the defaults of
+        # a dataclass's fields.
+        @property
+        def images(self) -> NDArray[np.uint8]:  # noqa: D102
+            ...
+
+        @property
+        def labels(self) -> NDArray[np.int64]:  # noqa: D102
+            ...
+
     mean: tuple[float, ...]
     std: tuple[float, ...]
     class_names: tuple[str, ...]

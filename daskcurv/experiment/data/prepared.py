@@ -41,12 +41,12 @@ class Prepared(Dataset):
         return Prepared, (self.directory, self.mean, self.std, self.class_names)
 
     @cached_property
-    def images(self) -> NDArray[np.uint8]:  # type: ignore[override]
+    def images(self) -> NDArray[np.uint8]:
         """Read-only memory map."""
         return self._arrays.images
 
     @cached_property
-    def labels(self) -> NDArray[np.int64]:  # type: ignore[override]
+    def labels(self) -> NDArray[np.int64]:
         """As in memory."""
         return self._arrays.labels
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from daskcurv.estimators.base import MEASURES, Estimator, Measures, SampleLoss
+from daskcurv.estimators.base import Estimator, Measures, SampleLoss
 from daskcurv.estimators.precision import true_float32
 from daskcurv.estimators.selection import ESTIMATORS
 
-__all__ = ["ESTIMATORS", "MEASURES", "Estimator", "Measures", "SampleLoss", "true_float32"]
+__all__ = ["ESTIMATORS", "Estimator", "Measures", "SampleLoss", "true_float32"]

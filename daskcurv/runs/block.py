@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from daskcurv.estimators.scoring import SampleScores, Scorer
 from daskcurv.estimators.selection import has_fast_bfloat16
 from daskcurv.experiment.checkpoints import read_state_dict
 from daskcurv.experiment.experiment import Experiment
+from daskcurv.measures import Measure
 from daskcurv.runs.tasks import BlockReport, BlockTask, Declined
 from daskcurv.storage import schema
 from daskcurv.storage.finite import measures_of, not_finite
@@ -140,15 +142,16 @@ class Worker:
         start, stop = self._store.bounds(task.block)
         active = context.experiment.active(task.epoch)[start:stop]
         if not active.any():
-            return _block_values(active, None)
+            return _block_values(self._store.measures, active, None)
         ids = start + np.flatnonzero(active)
         scorer = self._scorer_for(task)
         base = self._base_values(task)
         n_probes = context.experiment.estimator.n_probes
         probes = range(context.base_probes if base else 0, n_probes)
-        values = _block_values(active, scorer.score(*self._dataset.inputs(ids), probes))
+        scores = scorer.score(*self._dataset.inputs(ids), probes)
+        values = _block_values(self._store.measures, active, scores)
         if base:
-            for name in schema.PROBE_MEANS:
+            for name in base:
                 before, added = base[name].astype(np.float64), values[name].astype(np.float64)
                 merged = before * context.base_probes + added * len(probes)
                 values[name] = merged / n_probes
@@ -161,7 +164,8 @@ class Worker:
         row = self._base.rows[task.epoch]
         if not self._base.is_done(row, task.block):
             return {}
-        return {name: self._base.read_block(name, row, task.block) for name in schema.PROBE_MEANS}
+        means = (m.name for m in self._base.measures if m.computed_in == "probes")
+        return {name: self._base.read_block(name, row, task.block) for name in means}
 
     def _scorer_for(self, task: BlockTask) -> Scorer:
         if self._scorer is None or self._scorer_of != (task.epoch, task.sha256):
@@ -215,15 +219,15 @@ class Worker:
 
 
 def _block_values(
-    active: NDArray[np.bool_], scores: SampleScores | None
+    measures: Iterable[Measure], active: NDArray[np.bool_], scores: SampleScores | None
 ) -> dict[str, NDArray[Any]]:
     """Spread the scores of a block's active samples over all its samples."""
     values: dict[str, NDArray[Any]] = {"status": np.where(active, schema.COMPUTED, schema.INACTIVE)}
-    for variable in schema.MEASURES:
-        column = np.full(len(active), variable.fill, dtype=variable.dtype)
+    for measure in measures:
+        column = np.full(len(active), measure.fill, dtype=measure.dtype)
         if scores is not None:
-            column[active] = getattr(scores, variable.name)
-        values[variable.name] = column
+            column[active] = scores[measure.name]
+        values[measure.name] = column
     return values
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from daskcurv.atomic import whole_directory
 from daskcurv.config import check_positive
 from daskcurv.errors import ConfigError, ExportError, StoreWriteError
+from daskcurv.experiment.identity import Recorded
 from daskcurv.places import check_writable
 from daskcurv.storage import schema
 from daskcurv.storage.integrity.lost import refuse_lost, refuse_lost_blocks
@@ -209,7 +210,7 @@ def export_epoch(
 
 
 def _metadata(store: ResultsStore, row: int, epoch: int) -> dict[str, Any]:
-    order = store.identity["classes"]["order"]
+    order = list(Recorded.of(store.identity).curriculum.order)
     num_active = int(store.read("num_active_classes")[row])
     return {
         "epoch": epoch,

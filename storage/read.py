@@ -67,7 +67,7 @@ def open_results(
     -------
     xarray.Dataset
         Dimensions ``(epoch, sample)``, sorted by epoch. Besides what is stored it has
-        ``curvature_stderr``, the standard error of ``curvature`` for want of more probes, and
+        ``curvature_stderr``, the standard error of ``curvature`` (its probes are a sample), and
         the coordinates ``first_epoch_trained`` (int64, by sample: the first epoch whose weights
         had been trained on the sample's class; -1 if no schedule is recorded, as in an imported
         store) and ``trained`` (bool, by epoch and sample: whether the weights had been; True where

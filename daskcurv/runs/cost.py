@@ -34,7 +34,7 @@ _FRAME_BYTES = 40
 """Of a chunk's file beyond the values: checksum, and what the compression adds."""
 _COMPRESSED = {"float32": 4.2, "int16": 1.0, "uint8": 0.35}
 """Bytes per active sample. Fractions do not compress; what inactive samples hold, does."""
-_GROUP_BYTES, _METADATA_BYTES = 27_500, 760
+_GROUP_BYTES, _METADATA_BYTES = 29_900, 760
 """Of the store's own zarr.json, and of each array's."""
 _SAMPLE_COLUMN_BYTES = 3.2
 """Of the columns with a value for each sample, all together."""

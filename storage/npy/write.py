@@ -244,8 +244,7 @@ def _kept_text(store: ResultsStore, epoch: int) -> str:
 def _statistics(values: NDArray[np.float32]) -> dict[str, float | None]:
     """Return mean, population standard deviation, minimum and maximum.
 
-    A statistic that is not a number, for want of samples or because of one that is not, is None:
-    JSON has no NaN.
+    All are None if there are no samples, or if one has no finite value: JSON has no NaN.
     """
     wide = values.astype(np.float64)
     names = ("mean", "std", "min", "max")

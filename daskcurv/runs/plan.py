@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskcurv.experiment.checkpoints import Checkpoint
-from daskcurv.experiment.curriculum import active_samples
-from daskcurv.runs.block import BlockTask
-from daskcurv.runs.inputs import Inputs, sample_columns
+from daskcurv.experiment.experiment import Experiment
 from daskcurv.runs.options import LaunchOptions
+from daskcurv.runs.tasks import BlockTask
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.schema import DEFAULT_BLOCK_SIZE
 
@@ -46,6 +45,12 @@ class Plan:
         rows = [self.rows[checkpoint.epoch] for checkpoint in self.checkpoints]
         missing: NDArray[np.bool_] = ~self.done[rows]
         return missing
+
+    @property
+    def left(self) -> dict[int, int]:
+        """How many blocks each epoch lacks."""
+        counts = self.missing.sum(axis=1).tolist()
+        return {one.epoch: count for one, count in zip(self.checkpoints, counts, strict=True)}
 
     def tasks(self) -> Iterator[BlockTask]:
         """Yield the blocks to compute, epoch by epoch, so that workers share a checkpoint."""
@@ -79,7 +84,7 @@ class Plan:
 
 def make_plan(
     options: LaunchOptions,
-    inputs: Inputs,
+    experiment: Experiment,
     checkpoints: list[Checkpoint],
     store: ResultsStore | None,
 ) -> Plan:
@@ -88,13 +93,13 @@ def make_plan(
     Parameters
     ----------
     options : LaunchOptions
-    inputs : Inputs
+    experiment : Experiment
     checkpoints : list of Checkpoint
         One for each epoch asked for, in order.
     store : ResultsStore or None
         What is done already.
     """
-    num_samples = len(inputs.dataset)
+    num_samples = len(experiment.dataset)
     block_size = store.block_size if store else options.block_size or DEFAULT_BLOCK_SIZE
     block_size = min(block_size, num_samples)
     rows = dict(store.rows) if store else {}
@@ -103,6 +108,5 @@ def make_plan(
     done = np.zeros((len(rows), -(-num_samples // block_size)), dtype=bool)
     if store:
         done[: len(store.rows)] = store.done_blocks()
-    first_active = np.asarray(sample_columns(inputs, options)["first_epoch_active"], np.int64)
     epochs = [checkpoint.epoch for checkpoint in checkpoints]
-    return Plan(checkpoints, rows, done, active_samples(first_active, epochs, block_size))
+    return Plan(checkpoints, rows, done, experiment.active_per_block(epochs, block_size))

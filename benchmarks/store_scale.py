@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from daskcurv import open_results
 from daskcurv.experiment.curriculum import Schedule, class_order_of
+from daskcurv.measures import MEASURES
 from daskcurv.storage import ResultsStore, export_epoch, schema
 from daskcurv.storage.work import do_all
 
@@ -171,12 +172,12 @@ def fill(path: Path, rows: range) -> None:
     """Write the blocks of some epochs: values that differ by sample and drift with the epoch."""
     store = ResultsStore.open(path)
     first_active = store.read("first_epoch_active")
-    base = np.random.default_rng(1).normal(size=(len(schema.MEASURES), SAMPLES))
+    base = np.random.default_rng(1).normal(size=(len(MEASURES), SAMPLES))
     for row in rows:
         generator = np.random.default_rng([2, row])
         active = first_active <= store.epochs[row]
         values: dict[str, NDArray[Any]] = {}
-        for number, variable in enumerate(schema.MEASURES):
+        for number, variable in enumerate(MEASURES):
             drift = 0.2 * generator.normal(size=SAMPLES) - row / 4000
             column = np.exp(base[number] + drift).astype(variable.dtype)
             if variable.name == "prediction":

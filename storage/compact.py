@@ -103,7 +103,7 @@ def _build(source: ResultsStore, path: Path) -> None:
     consolidate(path)
     out = ResultsStore.open(path)
     for name, array in source.arrays():
-        if name not in _PER_SAMPLE:
+        if name not in out.files:
             values = source.read(name)
             by_epoch = _dimensions(array)[0] == "epoch"
             out.array(name)[:] = values[order] if by_epoch else values
@@ -122,9 +122,6 @@ def _build(source: ResultsStore, path: Path) -> None:
     do_all(_turn, slabs(out), description="turning into samples", at_once=at_once)
 
 
-_PER_SAMPLE = {variable.name: variable for variable in schema.PER_SAMPLE}
-
-
 def _create_arrays(group: zarr.Group, source: ResultsStore) -> None:
     """Create all arrays, empty."""
     for name, array in source.arrays():
@@ -136,7 +133,7 @@ def _create_arrays(group: zarr.Group, source: ResultsStore) -> None:
             "attributes": dict(array.attrs),
         }
         epochs, *rest = array.shape
-        if name not in _PER_SAMPLE:
+        if name not in source.files:
             chunks, codecs = _one_chunk(name, array), (ZstdCodec(level=3), Crc32cCodec())
             group.create_array(name, chunks=chunks, compressors=codecs, **options)
             continue
@@ -175,8 +172,8 @@ def _copy_epochs(source_path: Path, path: Path, start: int, rows: Sequence[int])
     """Copy the rows of a store that make a shard of each variable."""
     source = ResultsStore.open(source_path)
     shard = {
-        name: np.empty((len(rows), source.num_samples), variable.dtype)
-        for name, variable in _PER_SAMPLE.items()
+        variable.name: np.empty((len(rows), source.num_samples), variable.dtype)
+        for variable in source.per_sample
     }
     first_active = source.read("first_epoch_active")
     for position, row in enumerate(rows):
@@ -203,12 +200,12 @@ def slabs(store: ResultsStore) -> list[tuple[Path, str, slice]]:
         The store, the variable, and a run of places in the order by sample: whole shards.
     """
     pieces = []
-    for name, variable in _PER_SAMPLE.items():
+    for variable in store.per_sample:
         shard_bytes = len(store.epochs) * SAMPLES_PER_SHARD * np.dtype(variable.dtype).itemsize
         step = SAMPLES_PER_SHARD * max(1, _SLAB_BYTES // shard_bytes)
         for start in range(0, store.num_samples, step):
             places = slice(start, min(start + step, store.num_samples))
-            pieces.append((store.path, name, places))
+            pieces.append((store.path, variable.name, places))
     return pieces
 
 

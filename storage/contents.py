@@ -19,6 +19,7 @@ from zarr.core.metadata import ArrayV3Metadata
 
 from daskcurv.config import Identity
 from daskcurv.errors import StoreError
+from daskcurv.measures import FORMAT_1, Measure
 from daskcurv.places import followed
 from daskcurv.storage import schema
 from daskcurv.storage.chunks import UNREADABLE, Files
@@ -50,6 +51,12 @@ class StoreContents:
         self.identity = cast(Identity, attrs["identity"])
         self.fingerprint = cast(str, attrs["fingerprint"])
         self.block_size = cast(int, attrs["block_size"])
+        self.measures = _listed(path, attrs)
+        """What it holds for every sample at every epoch, beside the status."""
+        self.per_sample = schema.per_sample(self.measures)
+        """The variables of the measures, in order, and the status."""
+        self.measured = self.per_sample[:-1]
+        self.variables = schema.all_variables(self.measures)
 
     @property
     def num_samples(self) -> int:
@@ -79,8 +86,20 @@ class StoreContents:
         return start, min(start + self.block_size, self.num_samples)
 
     def array(self, name: str) -> zarr.Array[Any]:
-        """Return a variable as it is stored."""
-        return array_of(self._group, name)
+        """Return a variable as it is stored.
+
+        Raises
+        ------
+        StoreError
+            If the store has none of that name.
+        """
+        try:
+            return array_of(self._group, name)
+        except KeyError:
+            held = ", ".join(measure.name for measure in self.measures)
+            raise StoreError(
+                f"results store {self.path} has no {name}; its measures are {held}"
+            ) from None
 
     def read(
         self, name: str, rows: int | slice | None = None, samples: slice = slice(None)
@@ -121,7 +140,7 @@ class StoreContents:
     @cached_property
     def files(self) -> Mapping[str, Files]:
         """The files of each per-sample variable, of both layouts in a compact store."""
-        names = [variable.name for variable in schema.PER_SAMPLE]
+        names = [variable.name for variable in self.per_sample]
         if self.is_compact:
             names += [schema.by_sample(name) for name in names]
         epochs = tuple(self.epochs)
@@ -132,7 +151,7 @@ class StoreContents:
                 self.array(name),
                 epochs,
                 working,
-                number >= len(schema.PER_SAMPLE),
+                number >= len(self.per_sample),
                 self.remedy,
             )
             for number, name in enumerate(names)
@@ -192,7 +211,7 @@ class StoreContents:
         status = self.chunk_path(schema.STATUS.name, row, block)
         if not self.is_compact and not (status.exists() and status.stat().st_size):
             return False
-        return all(self.has_file(variable.name, row, block) for variable in schema.PER_SAMPLE)
+        return all(self.has_file(variable.name, row, block) for variable in self.per_sample)
 
     def done_blocks(self) -> NDArray[np.bool_]:
         """Return which blocks are done, as booleans of shape (rows, blocks)."""
@@ -202,7 +221,7 @@ class StoreContents:
     def done_in(self, row: int) -> NDArray[np.bool_]:
         """Return which blocks of an epoch have been written, and have all of their files."""
         done = np.ones(self.num_blocks, dtype=bool)
-        for variable in (schema.STATUS, *schema.MEASURES):
+        for variable in reversed(self.per_sample):
             done &= self._there(variable.name, row)
             if not done.any():
                 break
@@ -254,3 +273,20 @@ class StoreContents:
         """Return the file of a block of a per-sample variable, or of its digests."""
         path = self.root / name / "c" / str(row) / str(block)
         return path / "0" if name == schema.DIGEST.name else path
+
+
+def _listed(path: Path, attrs: Mapping[str, Any]) -> tuple[Measure, ...]:
+    """Return the measures that a store of any format lists."""
+    if attrs["daskcurv_format"] == 1:
+        return FORMAT_1
+    try:
+        measures = tuple(map(Measure.from_json, attrs[schema.MEASURES]))
+        if len({measure.name for measure in measures}) < len(measures):
+            raise ValueError("a measure is listed twice")
+    except (TypeError, ValueError, AttributeError) as error:
+        raise StoreError(
+            f"results store {path} is damaged: its zarr.json has no list of measures ({error}). "
+            "Restore that file from a copy, or choose another store",
+            option="--store",
+        ) from error
+    return measures

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from daskcurv.atomic import write_whole
 from daskcurv.storage import schema
-from daskcurv.storage.npy.layout import DOCUMENTED
 from daskcurv.storage.working import ResultsStore
 
 EPOCHS_NOT_FINITE = "epochs_not_finite"
@@ -26,13 +25,13 @@ EPOCHS_NOT_FINITE = "epochs_not_finite"
 
 def measures_of(store: ResultsStore) -> list[str]:
     """Return the measures that every computed sample of a store has, of those with fractions."""
-    names = [variable.name for variable in schema.MEASURES if variable.dtype == "float32"]
+    measures = [measure for measure in store.measures if not measure.is_integer]
     if store.identity.get("estimator", {}).get("method") == "zeroth-order":
-        names = [name for name in names if name not in schema.OF_GRADIENTS]
-    if "imported" not in store.attrs:
-        return names
-    # A tree need not have the others, which are NaN then.
-    return [name for name in names if name in DOCUMENTED]
+        measures = [measure for measure in measures if not measure.needs_gradients]
+    if "imported" in store.attrs:
+        # A tree need not have the others, which are NaN then.
+        measures = [measure for measure in measures if measure.documented]
+    return [measure.name for measure in measures]
 
 
 def not_finite(values: Mapping[str, NDArray[Any]], names: Iterable[str]) -> NDArray[np.bool_]:
@@ -47,7 +46,7 @@ def not_finite(values: Mapping[str, NDArray[Any]], names: Iterable[str]) -> NDAr
     found: NDArray[np.bool_] = np.zeros(len(values["status"]), dtype=bool)
     with np.errstate(over="ignore"):  # what overflows when it is stored is what is looked for
         for name in names:
-            found |= ~np.isfinite(np.asarray(values[name]).astype(schema.MEASURE[name].dtype))
+            found |= ~np.isfinite(np.asarray(values[name]).astype(np.float32))
     found &= values["status"] == schema.COMPUTED
     return found
 

@@ -41,12 +41,16 @@ def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
 
 
 def create_array(
-    group: zarr.Group, variable: schema.Variable, num_samples: int, block_size: int
+    group: zarr.Group,
+    variable: schema.Variable,
+    num_samples: int,
+    block_size: int,
+    num_digests: int,
 ) -> None:
-    """Create a variable of a working store, without epochs."""
-    blocks, variables = -(-num_samples // block_size), len(schema.PER_SAMPLE)
-    shapes = {"epoch": 0, "sample": num_samples, "block": blocks, "variable": variables}
-    chunks = {"epoch": 1, "sample": block_size, "block": 1, "variable": variables}
+    """Create a variable of a working store, without epochs; a block has so many digests."""
+    blocks = -(-num_samples // block_size)
+    shapes = {"epoch": 0, "sample": num_samples, "block": blocks, "variable": num_digests}
+    chunks = {"epoch": 1, "sample": block_size, "block": 1, "variable": num_digests}
     if variable in schema.COLUMNS:
         # Each column has chunks of another length, so that none decodes in another's place.
         number = schema.COLUMNS.index(variable)
@@ -104,7 +108,9 @@ def open_group(path: Path) -> zarr.Group:
             f"results store {path} has format {version}; this daskcurv reads up to "
             f"{schema.FORMAT_VERSION}. Use the newer daskcurv that made it"
         )
-    needed = ("identity", "fingerprint", "block_size", "epochs")
+    needed = ["identity", "fingerprint", "block_size", "epochs"]
+    if version > 1:
+        needed.append(schema.MEASURES)
     if lost := [name for name in needed if name not in group.attrs]:
         raise StoreError(
             f"results store {path} is damaged: its zarr.json lacks {', '.join(lost)}. Restore that "

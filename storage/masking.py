@@ -25,8 +25,6 @@ log = logging.getLogger(__name__)
 
 Incomplete = Literal["mask", "raise", "include"]
 
-_FILLS = {variable.name: variable.fill for variable in schema.PER_SAMPLE}
-
 
 class Reader:
     """Reads selections of the per-sample variables of a store, as it was when it was opened.
@@ -41,14 +39,13 @@ class Reader:
     """
 
     def __init__(self, store: ResultsStore, incomplete: Incomplete, complete: NDArray[np.bool_]):
-        self._stored = {
-            variable.name: store.stored(variable.name) for variable in schema.PER_SAMPLE
-        }
+        self._stored = {variable.name: store.stored(variable.name) for variable in store.per_sample}
+        self._fills = {variable.name: variable.fill for variable in store.per_sample}
         self._identity = store.identity
         self._path, self._remedy = store.path.absolute(), store.remedy
         self._incomplete = incomplete
         self._complete = np.ones_like(complete) if store.is_compact else complete
-        self._said: set[str] = set()
+        self._said: dict[str, object] = {}
 
     def variables(self, attrs: dict[str, dict[str, Any]]) -> dict[str, xr.Variable]:
         """Return the variables of a dataset, to be read when they are needed.
@@ -56,13 +53,15 @@ class Reader:
         Parameters
         ----------
         attrs : dict
-            Of each of `schema.PER_SAMPLE`.
+            Of each of the store's `per_sample`.
         """
         status = self._stored[schema.STATUS.name]
         variables = {
             name: lazy_variable(status, stored.dtype, partial(self.read, name), attrs[name])
             for name, stored in self._stored.items()
         }
+        if not {"curvature", "curvature_sq"} <= variables.keys():
+            return variables
         variables["curvature_stderr"] = lazy_variable(
             status,
             np.float32,
@@ -94,11 +93,13 @@ class Reader:
         lost = self._lost(key)
         if lost is not None:
             done = ~lost if done is None else done & ~lost
-        return values if done is None else np.where(done, values, values.dtype.type(_FILLS[name]))
+        if done is None:
+            return values
+        return np.where(done, values, values.dtype.type(self._fills[name]))
 
     def read_error(self, key: Key) -> NDArray[np.float32]:
         """Return a selection of the standard error of the curvature."""
-        mean, square = (self.read(variable.name, key) for variable in schema.MEASURES[:2])
+        mean, square = (self.read(name, key) for name in ("curvature", "curvature_sq"))
         return standard_error(mean, square, self._identity)
 
     def _lost(self, key: Key) -> NDArray[np.bool_] | None:
@@ -126,14 +127,15 @@ class Reader:
                 f"results store {self._path} has lost files that it has on record: {shown(what)}. "
                 f"{self._remedy}; or open it with incomplete='mask' to leave these out"
             )
-        if new := [one for one in what if one not in self._said]:
+        # Of several threads that find the same loss, one logs it.
+        here = object()
+        if new := [one for one in what if self._said.setdefault(one, here) is here]:
             log.warning(
                 "results store %s has lost files, and what they hold is left out: %s. %s",
                 self._path,
                 shown(new),
                 self._remedy,
             )
-            self._said.update(new)
         return status.mask(there, {file for file, _ in lost})
 
 

@@ -87,7 +87,7 @@ def open_results(
         raise ConfigError(f"incomplete is {incomplete!r}; expected one of {get_args(Incomplete)}")
     # Absolute, as what is read later is read from there wherever the process is by then.
     store = ResultsStore.open(Path(path).absolute())
-    per_sample = [variable.name for variable in schema.PER_SAMPLE]
+    per_sample = [variable.name for variable in store.per_sample]
     try:
         opened: xr.Dataset = xr.open_zarr(store.path, chunks=None)
         # Metadata and columns can be of different moments while epochs are being added.
@@ -120,15 +120,15 @@ def open_results(
     dataset = dataset.drop_encoding().assign_attrs(writable(dataset.attrs))
     if chunks is None:
         return dataset
-    return dataset.chunk(_chunks(chunks, dataset.curvature))
+    return dataset.chunk(_chunks(chunks, dataset.status.shape))
 
 
-def _chunks(chunks: Chunks, like: xr.DataArray) -> dict[str, Any]:
+def _chunks(chunks: Chunks, shape: tuple[int, ...]) -> dict[str, Any]:
     """Return the pieces of each dimension, the same for all variables whatever their types."""
     wanted: dict[str, Any] = {"epoch": _EPOCHS_PER_DASK_CHUNK, "sample": -1}
     wanted.update(chunks if isinstance(chunks, Mapping) else dict.fromkeys(wanted, chunks))
     sizes = normalize_chunks(  # type: ignore[no-untyped-call]
-        (wanted["epoch"], wanted["sample"]), shape=like.shape, dtype=like.dtype
+        (wanted["epoch"], wanted["sample"]), shape=shape, dtype=np.float32
     )
     return {**wanted, "epoch": sizes[0], "sample": sizes[1]}
 

@@ -1,5 +1,8 @@
 """What a results store holds: its variables, their types and meanings.
 
+Which measures it holds, the store itself says, in an attribute; the other variables are the same
+for all stores.
+
 One Zarr v3 group with dimensions ``(epoch, sample)``. A *block* is one epoch × one run of
 consecutive samples; it is one chunk of every per-sample variable, and the unit of work, of writing
 and of resuming.
@@ -7,11 +10,20 @@ and of resuming.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-FORMAT_VERSION = 1
-"""Raised whenever a reader of the previous version would misread a store."""
+from daskcurv.measures import Measure
+
+FORMAT_VERSION = 2
+"""Raised whenever a reader of the previous version would misread a store.
+
+Since 2, a store lists its measures. One of format 1 holds `daskcurv.measures.FORMAT_1`.
+"""
+
+MEASURES = "measures"
+"""Attribute of a store that lists its measures, each as `Measure.to_json` gives it."""
 
 MISSING, COMPUTED, INACTIVE = 0, 1, 2
 """Codes of the `status` variable."""
@@ -23,13 +35,6 @@ DEFAULT_BLOCK_SIZE = 5000
 
 COMPACT = "compact"
 """The layout attribute of a store made for reading; one that a launch fills has none."""
-
-
-PROBE_MEANS = ("curvature", "curvature_sq", "directional_eig")
-"""Variables that are means over the probes."""
-
-OF_GRADIENTS = ("directional_eig", "grad_norm")
-"""Variables that a method without gradients cannot give; they are NaN then."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,6 @@ class Variable:
     coordinate: bool = False
 
 
-def _measure(name: str, units: str, long_name: str, **attrs: Any) -> Variable:
-    attrs = {"long_name": long_name, "units": units, **attrs}
-    return Variable(name, ("epoch", "sample"), "float32", float("nan"), attrs)
-
-
-_STEP = "Δg = ∇L(x + h v) − ∇L(x), with the step h and probes v of the store's identity"
-
 STATUS = Variable(
     "status",
     ("epoch", "sample"),
@@ -77,24 +75,6 @@ STATUS = Variable(
     },
 )
 
-MEASURES = (
-    _measure("curvature", "nat", "mean over probes of the norm of Δg", comment=_STEP),
-    _measure("curvature_sq", "nat2", "mean over probes of the squared norm of Δg", comment=_STEP),
-    _measure("directional_eig", "nat", "mean over probes of (h v)·Δg", comment=_STEP),
-    _measure("loss", "nat", "cross-entropy of the sample alone"),
-    _measure("grad_norm", "nat", "norm of the input gradient of the sample's loss"),
-    Variable(
-        "prediction",
-        ("epoch", "sample"),
-        "int16",
-        -1,
-        {"long_name": "class with the largest logit; -1 where not computed"},
-    ),
-)
-"""Per-sample results; a block's status is written after all of them."""
-
-MEASURE = {variable.name: variable for variable in MEASURES}
-
 DIGEST = Variable(
     "integrity/block_digest",
     ("epoch", "block", "variable"),
@@ -102,7 +82,7 @@ DIGEST = Variable(
     0,
     {
         "long_name": "digest of a block of a variable, and of where it belongs",
-        "comment": "in the order curvature … prediction, status; see daskcurv verify",
+        "comment": "in the order of the store's list of measures, then status; see daskcurv verify",
     },
 )
 """Tells a block's chunks from those of any other block, which a checksum within a file cannot.
@@ -221,6 +201,16 @@ COLUMNS = (*SAMPLE_VARIABLES, *EPOCH_VARIABLES, *PROGRESS_VARIABLES)
 
 COLUMN = {variable.name: variable for variable in COLUMNS}
 
-PER_SAMPLE = (*MEASURES, STATUS)
 
-ALL_VARIABLES = (*PER_SAMPLE, DIGEST, *COLUMNS)
+def per_sample(measures: Iterable[Measure]) -> tuple[Variable, ...]:
+    """Return the variables by epoch and sample: measures, and last the status.
+
+    A block's status is written after the measures, and its digests are in this order.
+    """
+    dims = ("epoch", "sample")
+    return (*(Variable(m.name, dims, m.dtype, m.fill, m.attrs()) for m in measures), STATUS)
+
+
+def all_variables(measures: Iterable[Measure]) -> tuple[Variable, ...]:
+    """Return every variable of a store that holds these measures."""
+    return (*per_sample(measures), DIGEST, *COLUMNS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from daskcurv.atomic import whole_directory, whole_file
 from daskcurv.errors import ConfigError, ExportError, StoreWriteError
+from daskcurv.measures import Measure
 from daskcurv.places import check_writable
 from daskcurv.storage import schema
 from daskcurv.storage.masking import standard_error
@@ -23,7 +24,6 @@ from daskcurv.storage.working import ResultsStore
 Format = Literal["parquet", "csv"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
-_VARIABLES = {variable.name: variable for variable in (*schema.COLUMNS, *schema.MEASURES)}
 _STANDARD_ERROR = schema.Variable(
     "curvature_stderr",
     ("epoch", "sample"),
@@ -31,19 +31,29 @@ _STANDARD_ERROR = schema.Variable(
     float("nan"),
     {"long_name": "standard error of curvature, for want of more probes", "units": "nat"},
 )
-TABLE_COLUMNS = (
-    *(_VARIABLES[name] for name in ("epoch", "sample", "label", "curvature")),
-    _STANDARD_ERROR,
-    *(_VARIABLES[name] for name in ("directional_eig", "loss", "grad_norm", "prediction")),
-)
-_SCHEMA = pa.schema(
-    pa.field(
-        variable.name,
-        pa.from_numpy_dtype(np.dtype(variable.dtype)),
-        metadata={key: str(value) for key, value in variable.attrs.items()},
+
+
+def table_columns(measures: Iterable[Measure]) -> Iterator[schema.Variable]:
+    """Yield the columns of a table of a store that holds these measures."""
+    yield from (schema.COLUMN[name] for name in ("epoch", "sample", "label"))
+    variables = {variable.name: variable for variable in schema.per_sample(measures)[:-1]}
+    # The mean square of the norm is there for the standard error, which is told in its place.
+    has_error = variables.pop("curvature_sq", None) and "curvature" in variables
+    for name, variable in variables.items():
+        yield variable
+        if name == "curvature" and has_error:
+            yield _STANDARD_ERROR
+
+
+def _schema_of(measures: Iterable[Measure]) -> pa.Schema:
+    return pa.schema(
+        pa.field(
+            variable.name,
+            pa.from_numpy_dtype(np.dtype(variable.dtype)),
+            metadata={key: str(value) for key, value in variable.attrs.items()},
+        )
+        for variable in table_columns(measures)
     )
-    for variable in TABLE_COLUMNS
-)
 
 
 def export_table(
@@ -56,7 +66,7 @@ def export_table(
 ) -> None:
     """Export finished epochs, one at a time.
 
-    The columns are `TABLE_COLUMNS`, in the types of the store; what is NaN there has no value. In
+    The columns are `table_columns`, in the types of the store; what is NaN there has no value. In
     Parquet each epoch is a row group, and fields say what they are and in which unit.
 
     Parameters
@@ -91,13 +101,13 @@ def export_table(
             with whole_directory(out.absolute()) as building:
                 for epoch in progress:
                     path = building / f"epoch_{epoch:04d}.{format}"
-                    with path.open("wb") as file, _writer(file, format) as writer:
+                    with path.open("wb") as file, _writer(store, file, format) as writer:
                         writer.write_table(_table(store, epoch, labels))
             return
         with (
             whole_file(out.absolute()) as draft,
             draft.open("wb") as file,
-            _writer(file, format) as writer,
+            _writer(store, file, format) as writer,
         ):
             for epoch in progress:
                 writer.write_table(_table(store, epoch, labels))
@@ -124,11 +134,11 @@ def _format(out: Path, format: str | None, by_epoch: bool) -> str:
     return format or suffix
 
 
-def _writer(file: BinaryIO, format: str) -> Any:
+def _writer(store: ResultsStore, file: BinaryIO, format: str) -> Any:
     # Not given a path: they leave their own files open when the disk is full.
     if format == "csv":
-        return csv.CSVWriter(file, _SCHEMA)
-    return parquet.ParquetWriter(file, _SCHEMA, compression="zstd")
+        return csv.CSVWriter(file, _schema_of(store.measures))
+    return parquet.ParquetWriter(file, _schema_of(store.measures), compression="zstd")
 
 
 def _table(store: ResultsStore, epoch: int, labels: NDArray[np.int16]) -> pa.Table:
@@ -139,16 +149,18 @@ def _table(store: ResultsStore, epoch: int, labels: NDArray[np.int16]) -> pa.Tab
         "sample": active,
         "label": labels[active],
     }
-    for variable in schema.MEASURES:
+    for variable in store.measured:
         columns[variable.name] = store.read(variable.name, row)[active]
-    columns[_STANDARD_ERROR.name] = standard_error(
-        columns["curvature"], columns["curvature_sq"], store.identity
-    )
+    wanted = _schema_of(store.measures)
+    if _STANDARD_ERROR.name in wanted.names:
+        columns[_STANDARD_ERROR.name] = standard_error(
+            columns["curvature"], columns["curvature_sq"], store.identity
+        )
     return pa.table(
         [
             # from_pandas: NaN becomes null.
             pa.array(columns[field.name].astype(field.type.to_pandas_dtype()), from_pandas=True)
-            for field in _SCHEMA
+            for field in wanted
         ],
-        schema=_SCHEMA,
+        schema=wanted,
     )

@@ -30,9 +30,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from daskcurv import measures as table
 from daskcurv.atomic import sync, whole_directory, write_whole
 from daskcurv.config import Identity, differences, fingerprint
 from daskcurv.errors import StoreError
+from daskcurv.measures import Measure
 from daskcurv.storage import schema
 from daskcurv.storage.contents import StoreContents
 from daskcurv.storage.group import CODECS, consolidate, numpy_dtype, open_group, writing
@@ -60,6 +62,7 @@ class ResultsStore(StoreContents):
         identity: Identity,
         samples: Columns,
         epochs: Columns,
+        measures: Sequence[Measure] | None = None,
         block_size: int = schema.DEFAULT_BLOCK_SIZE,
         attrs: Mapping[str, Any] | None = None,
         lock: LauncherLock | None = None,
@@ -76,6 +79,8 @@ class ResultsStore(StoreContents):
             A column of length N for each of `schema.SAMPLE_VARIABLES`.
         epochs : mapping
             A column for each of `schema.EPOCH_VARIABLES`.
+        measures : sequence of Measure, optional
+            What blocks hold; by default all of `daskcurv.measures.MEASURES`.
         block_size : int
             Samples per block; at most N are used.
         attrs : mapping, optional
@@ -95,7 +100,8 @@ class ResultsStore(StoreContents):
                 f"{path} exists; open that results store, or choose another store", option="--store"
             )
         with writing(f"results store {path}"), whole_directory(path) as building:
-            write_template(building, identity, samples, block_size, attrs or {})
+            listed = table.MEASURES if measures is None else measures
+            write_template(building, identity, samples, listed, block_size, attrs or {})
             # With the lock, so that it is held just before the store gets its name.
             cls(building, lock)._append_rows(epochs)
         return cls.open(path, lock=lock)
@@ -110,7 +116,7 @@ class ResultsStore(StoreContents):
         ----------
         path : Path
         identity : dict, optional
-            If given, the store must have been made with it.
+            Of a run that is to fill the store, which must have been made with it.
         lock : LauncherLock, optional
             Held by whoever is to change more than blocks. It then covers this store too, and
             before every such change it is made sure that it is still held.
@@ -118,8 +124,9 @@ class ResultsStore(StoreContents):
         Raises
         ------
         StoreError
-            If it is not a store, was made by a newer version, or has another identity; the text
-            then lists the fields that differ.
+            If it is not a store or was made by a newer version; or if a run cannot fill it: it
+            has another identity, and the text lists the fields that differ, or it holds a measure
+            that is not computed.
         """
         store = cls(path, lock)
         if identity is not None and store.fingerprint != fingerprint(identity):
@@ -129,9 +136,21 @@ class ResultsStore(StoreContents):
                 + "\n  ".join(lines)
                 + "\nChange these settings back, or choose another --store"
             )
+        if identity is not None:
+            store._refuse_unknown_measures()
         if lock is not None:
             lock.cover(path)
         return store
+
+    def _refuse_unknown_measures(self) -> None:
+        computed = {measure.name for measure in table.MEASURES}
+        if unknown := [m.name for m in self.measures if m.name not in computed]:
+            raise StoreError(
+                f"results store {self.path} holds {', '.join(unknown)}, which this daskcurv does "
+                "not compute; continue it with the daskcurv that made it, or choose another "
+                "--store",
+                option="--store",
+            )
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -200,7 +219,7 @@ class ResultsStore(StoreContents):
 
     def _append_rows(self, epochs: Columns) -> None:
         count, start = len(epochs["epoch"]), len(self.rows)
-        for variable in schema.ALL_VARIABLES:
+        for variable in self.variables:
             if variable.dims[0] != "epoch":
                 continue
             array = self.array(variable.name)
@@ -225,7 +244,7 @@ class ResultsStore(StoreContents):
         ----------
         row, block : int
         values : mapping
-            For `status` and each of `schema.MEASURES`, one value per sample of the block.
+            For `status` and each of the store's measures, one value per sample of the block.
 
         Raises
         ------
@@ -238,19 +257,19 @@ class ResultsStore(StoreContents):
         start, stop = self.bounds(block)
         if not (0 <= row < len(self.rows) and 0 <= block < self.num_blocks):
             raise StoreError(f"results store {self.path} has no block {block} in row {row}")
-        for variable in schema.PER_SAMPLE:
+        for variable in self.per_sample:
             shape = np.shape(values[variable.name])
             if shape != (stop - start,):
                 raise StoreError(
                     f"{variable.name} has shape {shape}; block {block} takes ({stop - start},)"
                 )
         with writing(f"results store {self.path}"):
-            for variable in schema.MEASURES:
+            for variable in self.measured:
                 self._write_chunk(variable, row, start, stop, values)
-            digests = [self.digest(v, row, block, values[v.name]) for v in schema.PER_SAMPLE]
+            digests = [self.digest(v, row, block, values[v.name]) for v in self.per_sample]
             self.array(schema.DIGEST.name)[row, block] = np.array(digests, np.uint64)
             # A crash of the machine must not leave a status without its data.
-            for variable in (*schema.MEASURES, schema.DIGEST):
+            for variable in (*self.measured, schema.DIGEST):
                 sync(self.chunk_path(variable.name, row, block))
             self._write_chunk(schema.STATUS, row, start, stop, values)
             sync(self.chunk_path(schema.STATUS.name, row, block))
@@ -259,7 +278,7 @@ class ResultsStore(StoreContents):
         """Make a block missing again, its status first, so that it is never half of one."""
         with self.changing():
             status = self.chunk_path(schema.STATUS.name, row, block)
-            for variable in (schema.STATUS, *schema.MEASURES, schema.DIGEST):
+            for variable in (schema.STATUS, *self.measured, schema.DIGEST):
                 self.chunk_path(variable.name, row, block).unlink(missing_ok=True)
                 if variable is schema.STATUS and status.parent.exists():
                     sync(status.parent)

@@ -3,9 +3,69 @@
 from __future__ import annotations
 
 import socket
-from typing import Any, Protocol
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal, Protocol
 
 from distributed import Client
+
+ClusterName = Literal["local", "slurm", "allocation", "connect"]
+
+
+class Why(StrEnum):
+    """Why workers are not running."""
+
+    SUBMITTING = "submitting"
+    QUEUED = "queued"
+    NO_ANSWER = "no_answer"
+    NODE_EXCLUDED = "node_excluded"
+    BACKING_OFF = "backing_off"
+    NONE_CONNECTED = "none_connected"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why some workers are not running.
+
+    Attributes
+    ----------
+    why : Why
+    detail : str
+        In the cluster's own words: SLURM's reason for a waiting job, or a node.
+    workers : int
+        How many workers it concerns; 0 if all, or if unknown.
+    """
+
+    why: Why
+    detail: str = ""
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The workers of a cluster, counted.
+
+    Attributes
+    ----------
+    cluster : {"local", "slurm", "allocation", "connect"}
+    running : int
+        Connected to the scheduler.
+    starting : int
+        Started, not connected yet.
+    waiting : int
+        Cannot start yet.
+    wanted : int or None
+        The number that the launcher maintains; None if it starts none itself.
+    reasons : tuple of Reason
+        Why there are fewer than wanted, as far as it is known.
+    """
+
+    cluster: ClusterName
+    running: int
+    starting: int = 0
+    waiting: int = 0
+    wanted: int | None = None
+    reasons: tuple[Reason, ...] = ()
 
 
 def scheduler_settings(allowed_failures: int) -> dict[str, Any]:
@@ -39,13 +99,8 @@ class Cluster(Protocol):
     client: Client
     dashboard: str
 
-    def tend(self) -> str:
+    def poll(self) -> Workers:
         """Check the workers and start missing ones; called about once a second.
-
-        Returns
-        -------
-        str
-            Number of workers, and why others are waiting.
 
         Raises
         ------

@@ -13,9 +13,9 @@ from distributed import Client
 from distributed.comm.addressing import get_address_host
 from distributed.security import Security
 
+from daskcurv.clusters.base import Reason, Why, Workers
 from daskcurv.clusters.options import ClusterOptions
 from daskcurv.errors import ClusterError
-from daskcurv.logs import counted
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +30,8 @@ class ForeignWorkers:
     def __init__(self, client: Client):
         self.client = client
 
-    def tend(self) -> str:
-        """Say how many workers there are.
+    def poll(self) -> Workers:
+        """Count the workers.
 
         Raises
         ------
@@ -45,7 +45,8 @@ class ForeignWorkers:
                     f"worker {address} has {count} threads; a worker has one device and computes "
                     "one block at a time. Start it with --nthreads 1"
                 )
-        return counted(len(threads), "worker") if threads else "no workers yet, waiting for some"
+        reasons = () if threads else (Reason(Why.NONE_CONNECTED),)
+        return Workers("connect", len(threads), reasons=reasons)
 
     def block_done(self) -> None:
         """Do nothing."""

@@ -15,8 +15,5 @@ WORKER_ENVIRONMENT = {
 }
 """Variables that have to be set before the process starts."""
 
-DEADLINE = "DASKCURV_DEADLINE"
-"""Set in a worker whose job has a time limit: when it is up, in seconds since the epoch."""
-
 WORKER_JOB = "DASKCURV_WORKER_JOB"
 """Set in a worker that is a cluster's job, to its name there."""

@@ -19,7 +19,7 @@ from distributed.core import Status
 from distributed.deploy.spec import SpecCluster
 from distributed.security import Security
 
-from daskcurv.clusters.base import scheduler_settings
+from daskcurv.clusters.base import Workers, scheduler_settings
 from daskcurv.clusters.environment import WORKER_ENVIRONMENT
 from daskcurv.errors import ClusterError, ConfigError
 from daskcurv.logs import counted
@@ -44,8 +44,8 @@ class LocalWorkers:
         self._failed_starts = 0
         self._starting = self._start()
 
-    def tend(self) -> str:
-        """Return the number of workers as text, and start missing ones.
+    def poll(self) -> Workers:
+        """Count the workers, and start missing ones.
 
         Most that die are replaced by their nannies. One that dies while it starts takes its nanny
         along, and has to be started anew.
@@ -73,7 +73,8 @@ class LocalWorkers:
                 else f"there has been no worker process for {PATIENCE_SECONDS:.0f} s; the machine "
                 "may lack memory. Run the same command again, with fewer --workers if needed"
             )
-        return counted(count, "worker")
+        wanted = len(self._cluster.worker_spec)
+        return Workers("local", count, starting=max(0, wanted - count), wanted=wanted)
 
     def block_done(self) -> None:
         """Do nothing."""

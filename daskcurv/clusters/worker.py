@@ -18,22 +18,19 @@ import platform
 import subprocess
 import sys
 import tempfile
-import time
-import zlib
 from collections.abc import Sequence
 
 import dask
 
 from daskcurv import surroundings
-from daskcurv.clusters.environment import DEADLINE, WORKER_ENVIRONMENT, WORKER_JOB
-from daskcurv.clusters.slurm import commands as slurm_commands
+from daskcurv.clusters.environment import WORKER_ENVIRONMENT, WORKER_JOB
 from daskcurv.clusters.slurm.fleet import UNFIT
+from daskcurv.clusters.time_limit import TimeLimit
 from daskcurv.logs import log_to_stderr
 
 log = logging.getLogger("daskcurv.clusters.worker")
 
 _CHECK_SECONDS = 300
-_STAGGER = 0.05
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         log.error("%s", problem)
         return UNFIT
     name = args.step or job_name()
-    set_deadline(name)
+    TimeLimit.of_job().hand_down(name)
     os.environ[WORKER_JOB] = name
 
     from distributed.cli.dask_worker import main as dask_worker
@@ -94,19 +91,6 @@ def take_slot(slot: int) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[slot]
     else:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
-
-def set_deadline(name: str) -> None:
-    """Let the working process know when the job's time is up.
-
-    A few per cent early, and differently for each job, so that jobs that started together do not
-    all have to be replaced at once.
-    """
-    job = os.environ.get("SLURM_JOB_ID")
-    left = slurm_commands.seconds_left(job) if job else None
-    if left is not None:
-        left -= _STAGGER * left * (zlib.crc32(name.encode()) % 1000) / 1000
-        os.environ[DEADLINE] = str(time.time() + left)
 
 
 def problem_of_device() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from daskcurv.errors import ConfigError
 from daskcurv.estimators.auto import Auto, settle
-from daskcurv.estimators.base import MEASURES, Estimator, Measures, SampleLoss
+from daskcurv.estimators.base import Estimator, Measures, SampleLoss
 from daskcurv.estimators.difference_propagation import DifferencePropagation
 from daskcurv.estimators.finite_difference import FiniteDifference
 from daskcurv.estimators.precision import true_float32
@@ -29,7 +29,6 @@ def get_estimator(method: str) -> type[Estimator]:
 
 __all__ = [
     "ESTIMATORS",
-    "MEASURES",
     "Auto",
     "Estimator",
     "Measures",

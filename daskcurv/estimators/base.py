@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from daskcurv.config import EstimatorConfig
 
 Measures = dict[str, Tensor]
-"""One value per sample, keyed by the store's variable names."""
-
-MEASURES = ("curvature", "curvature_sq", "directional_eig", "loss", "grad_norm", "prediction")
+"""One value per sample, by the names in the table of measures."""
 
 
 class SampleLoss:
@@ -188,7 +186,7 @@ class Estimator(Protocol):
     def __call__(
         self, images: Tensor, labels: Tensor, sample_ids: Tensor, probes: Sequence[int]
     ) -> Measures:
-        """Return a value per sample for each name in :data:`MEASURES`.
+        """Return a value per sample for each of `daskcurv.measures.MEASURES`.
 
         Parameters
         ----------

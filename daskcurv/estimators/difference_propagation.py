@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from daskcurv.config import EstimatorConfig
 from daskcurv.estimators.base import Measures, ProbeMeans, SampleLoss
+from daskcurv.estimators.clean import CleanPass, clean_measures
 from daskcurv.estimators.kernels import KERNELS, dense
 from daskcurv.estimators.logits import input_gradient, logits_of, relative_error
 from daskcurv.estimators.network import Network
@@ -101,12 +102,8 @@ class DifferencePropagation:
                     rise = self._loss.gradient_difference(logits, delta, h)
                     gamma = network.backward(rise.to(dtype))
                     means.add(gamma.double() * h, probe)
-            return {
-                **means.means(),
-                "loss": losses,
-                "grad_norm": clean.flatten(1).double().norm(dim=1),
-                "prediction": self._loss.predict(logits),
-            }
+            found = CleanPass(self._loss, labels, logits, losses, clean)
+            return means.means() | clean_measures(found)
 
     def _network_for(self, images: Tensor, dtype: torch.dtype) -> Network:
         if self._network is None or self._sample_shape != images.shape[1:]:

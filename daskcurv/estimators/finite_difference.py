@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from daskcurv.config import EstimatorConfig
 from daskcurv.estimators.base import Measures, ProbeMeans, SampleLoss
+from daskcurv.estimators.clean import CleanPass, clean_measures
 from daskcurv.estimators.logits import input_gradient
 from daskcurv.estimators.probes import draw_probe
 from daskcurv.estimators.tracing import folded, some
@@ -64,9 +65,5 @@ class FiniteDifference:
             probe = draw_probe(sample_ids, k, images.shape[1:], seed).to(images.dtype)
             shifted, _, _ = input_gradient(network, images + h * probe, labels, self._loss)
             means.add((shifted - clean).double(), probe)
-        return {
-            **means.means(),
-            "loss": losses,
-            "grad_norm": clean.flatten(1).double().norm(dim=1),
-            "prediction": self._loss.predict(logits),
-        }
+        found = CleanPass(self._loss, labels, logits, losses, clean)
+        return means.means() | clean_measures(found)

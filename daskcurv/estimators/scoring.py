@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from daskcurv import measures as table
 from daskcurv import surroundings
 from daskcurv.config import EstimatorConfig, check_positive
 from daskcurv.errors import ConfigError
@@ -44,7 +45,10 @@ CUDA_BATCH_SIZES = (128, 256, 512, 1024, 2048)
 
 @dataclass(frozen=True)
 class SampleScores:
-    """The measures of N samples; the fields are the variables of the results store.
+    """The measures of N samples, by the names of the results store's variables.
+
+    ``scores["loss"]`` and ``scores.loss`` are the same; measures without a field are had by name
+    only.
 
     Attributes
     ----------
@@ -61,6 +65,8 @@ class SampleScores:
         ‖∇ₓL‖₂ at the sample.
     prediction : ndarray of int64, shape (N,)
         The class with the largest logit.
+    further : mapping
+        Arrays of shape (N,) of the measures that have no field, by name.
     """
 
     curvature: NDArray[np.float64]
@@ -69,6 +75,19 @@ class SampleScores:
     loss: NDArray[np.float64]
     grad_norm: NDArray[np.float64]
     prediction: NDArray[np.int64]
+    further: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Return the measure called `name`; a `KeyError` if there is none."""
+        if name in self.further:
+            return self.further[name]
+        if name not in _FIELDS:
+            raise KeyError(name)
+        values: NDArray[Any] = getattr(self, name)
+        return values
+
+
+_FIELDS = tuple(field.name for field in fields(SampleScores) if field.name != "further")
 
 
 class Scorer:
@@ -159,7 +178,7 @@ class Scorer:
                 continue
             parts.append(measures)
             start += self.batch_size
-        return SampleScores(**{field.name: _gather(parts, field.name) for field in _FIELDS})
+        return _scores(parts)
 
     def choose_method(self, images: Tensor, labels: Tensor, sample_ids: Tensor) -> None:
         """With method ``"auto"``, choose by a self-check on these samples, not the first scored."""
@@ -288,14 +307,16 @@ class Scorer:
             torch.cuda.empty_cache()
 
 
-_FIELDS = fields(SampleScores)
-
-
-def _gather(parts: list[Measures], name: str) -> NDArray[Any]:
-    dtype = np.int64 if name == "prediction" else np.float64
-    if not parts:
-        return np.empty(0, dtype)
-    return torch.cat([part[name] for part in parts]).cpu().numpy().astype(dtype, copy=False)
+def _scores(parts: list[Measures]) -> SampleScores:
+    """Return the measures of all batches, in host memory."""
+    found: dict[str, NDArray[Any]] = {}
+    for measure in table.MEASURES:
+        dtype = np.int64 if measure.is_integer else np.float64
+        values = [part[measure.name] for part in parts]
+        joined = torch.cat(values).cpu().numpy() if values else np.empty(0)
+        found[measure.name] = joined.astype(dtype, copy=False)
+    fields_of = {name: found.pop(name) for name in _FIELDS}
+    return SampleScores(**fields_of, further=found)
 
 
 def default_batch_size(device: torch.device) -> int:

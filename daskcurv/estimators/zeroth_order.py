@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from daskcurv.config import EstimatorConfig
 from daskcurv.estimators.base import Measures, SampleLoss
+from daskcurv.estimators.clean import CleanPass, clean_measures
 from daskcurv.estimators.logits import logits_of
 from daskcurv.estimators.probes import draw_probe
 from daskcurv.estimators.tracing import folded, some
@@ -78,12 +79,9 @@ class ZerothOrder:
                 total += value.abs()
                 square += value.square()
         pairs = len(probes) // 2
-        unknown = torch.full_like(losses, torch.nan)
-        return {
+        means = {
             "curvature": total / pairs,
             "curvature_sq": square / pairs,
-            "directional_eig": unknown,
-            "loss": losses,
-            "grad_norm": unknown,
-            "prediction": self._loss.predict(logits),
+            "directional_eig": torch.full_like(losses, torch.nan),
         }
+        return means | clean_measures(CleanPass(self._loss, labels, logits, losses, None))

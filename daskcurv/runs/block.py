@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import os
 import socket
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from distributed import get_worker
 from numpy.typing import NDArray
 from torch import Tensor
 
-from daskcurv.clusters.environment import DEADLINE
+from daskcurv.clusters.time_limit import TimeLimit
 from daskcurv.config import EstimatorConfig
 from daskcurv.errors import CheckpointChangedError, ClusterError
 from daskcurv.estimators.auto import CHECK_SAMPLES, has_fast_bfloat16
@@ -34,6 +34,7 @@ from daskcurv.experiment.checkpoints import check_weights, read_state_dict
 from daskcurv.experiment.curriculum import Schedule
 from daskcurv.experiment.data.cifar import normalise, open_prepared
 from daskcurv.experiment.resnet18 import ModelSpec
+from daskcurv.measures import Measure
 from daskcurv.runs.window import Declined
 from daskcurv.storage import schema
 from daskcurv.storage.finite import measures_of, not_finite
@@ -45,7 +46,7 @@ BATCH_SIZES = "batch_sizes.json"
 """Beside the workers' copy of the data set: the best batch size by device and method."""
 
 LEAVE_SECONDS = 30.0
-"""What a worker keeps of its job's time for leaving in good order."""
+"""Time that a worker reserves for stopping before its job ends."""
 
 
 @dataclass(frozen=True)
@@ -180,13 +181,12 @@ class Worker:
         self._ahead: tuple[Path, Future[tuple[dict[str, Tensor], str]]] | None = None
         self._scorer: Scorer | None = None
         self._scorer_of: tuple[int, str] | None = None
-        self._deadline = float(os.environ.get(DEADLINE, math.inf))
-        self._longest = 0.0
+        self._time_limit = TimeLimit.inherited()
 
     @property
     def out_of_time(self) -> bool:
         """Whether a block like the longest so far might not end before this worker's job does."""
-        return time.time() + 1.25 * self._longest + LEAVE_SECONDS > self._deadline
+        return not self._time_limit.allows(blocks=1.25, seconds=LEAVE_SECONDS)
 
     def run(self, task: BlockTask) -> BlockReport:
         """Score a block and write it, unless it is done."""
@@ -202,7 +202,7 @@ class Worker:
             self._store.write_block(task.row, task.block, values)
             writing = time.perf_counter() - before_writing
         seconds = time.perf_counter() - started
-        self._longest = max(self._longest, seconds)
+        self._time_limit.block_took(seconds)
         log.info("%s: %d samples in %.2f s", task, task.samples, seconds)
         return BlockReport(
             computed=computed,
@@ -222,15 +222,16 @@ class Worker:
         active_classes = context.class_order[:num_active]
         active = np.isin(self._labels[start:stop], active_classes)
         if not active.any():
-            return _block_values(active, None)
+            return _block_values(self._store.measures, active, None)
         ids = start + np.flatnonzero(active)
         scorer = self._scorer_for(task, active_classes)
         base = self._base_values(task)
         n_probes = context.estimator.n_probes
         probes = range(context.base_probes if base else 0, n_probes)
-        values = _block_values(active, scorer.score(*self._inputs(ids), probes))
+        scores = scorer.score(*self._inputs(ids), probes)
+        values = _block_values(self._store.measures, active, scores)
         if base:
-            for name in schema.PROBE_MEANS:
+            for name in base:
                 before, added = base[name].astype(np.float64), values[name].astype(np.float64)
                 merged = before * context.base_probes + added * len(probes)
                 values[name] = merged / n_probes
@@ -250,7 +251,8 @@ class Worker:
         row = self._base.rows[task.epoch]
         if not self._base.is_done(row, task.block):
             return {}
-        return {name: self._base.read_block(name, row, task.block) for name in schema.PROBE_MEANS}
+        means = (m.name for m in self._base.measures if m.computed_in == "probes")
+        return {name: self._base.read_block(name, row, task.block) for name in means}
 
     def _scorer_for(self, task: BlockTask, active_classes: tuple[int, ...]) -> Scorer:
         if self._scorer is None or self._scorer_of != (task.epoch, task.sha256):
@@ -313,15 +315,15 @@ class Worker:
 
 
 def _block_values(
-    active: NDArray[np.bool_], scores: SampleScores | None
+    measures: Iterable[Measure], active: NDArray[np.bool_], scores: SampleScores | None
 ) -> dict[str, NDArray[Any]]:
     """Spread the scores of a block's active samples over all its samples."""
     values: dict[str, NDArray[Any]] = {"status": np.where(active, schema.COMPUTED, schema.INACTIVE)}
-    for variable in schema.MEASURES:
-        column = np.full(len(active), variable.fill, dtype=variable.dtype)
+    for measure in measures:
+        column = np.full(len(active), measure.fill, dtype=measure.dtype)
         if scores is not None:
-            column[active] = getattr(scores, variable.name)
-        values[variable.name] = column
+            column[active] = scores[measure.name]
+        values[measure.name] = column
     return values
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from daskcurv.clusters.local import available_cores, visible_gpus
 from daskcurv.experiment.curriculum import active_samples
 from daskcurv.experiment.data.cifar import Cifar
+from daskcurv.measures import MEASURES
 from daskcurv.places import existing
 from daskcurv.runs.extend import larger_store, smaller_store
 from daskcurv.runs.inputs import Inputs
@@ -201,10 +202,10 @@ def store_size(samples: NDArray[np.int64], num_samples: int) -> Size:
     """
     epochs, blocks = samples.shape
     size = Size()
-    for variable in schema.PER_SAMPLE:
+    for variable in schema.per_sample(MEASURES):
         size += _files(samples * _COMPRESSED[variable.dtype] + _FRAME_BYTES)
     size += _files(np.full(samples.size, _FRAME_BYTES))  # digests
-    arrays, columns = len(schema.ALL_VARIABLES), len(schema.COLUMNS)
+    arrays, columns = len(schema.all_variables(MEASURES)), len(schema.COLUMNS)
     size += _files(np.full(arrays + 1, _METADATA_BYTES)) + _files(np.full(columns, _FRAME_BYTES))
     size += _files(np.array([_GROUP_BYTES + num_samples * _SAMPLE_COLUMN_BYTES]))
     # A directory for each array and for its chunks, for each epoch of an array, for each digest.

@@ -8,19 +8,18 @@ themselves, so a run can be stopped at any time and continued with the same comm
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from daskcurv import surroundings
 from daskcurv.atomic import discard_drafts
 from daskcurv.clusters import open_cluster
 from daskcurv.clusters.local import gpus_for
-from daskcurv.clusters.slurm.commands import seconds_left
+from daskcurv.clusters.time_limit import TimeLimit
 from daskcurv.errors import CheckpointChangedError, ConfigError, DaskcurvError, ExportError
 from daskcurv.experiment.data.cifar import prepare
 from daskcurv.places import place_for
@@ -34,6 +33,7 @@ from daskcurv.runs.opening import ready_store
 from daskcurv.runs.options import LaunchOptions
 from daskcurv.runs.plan import Plan, make_plan
 from daskcurv.runs.window import TASKS_PER_WORKER, Done, SetAside, Waiting, feed
+from daskcurv.runs.wording import workers_in_words
 from daskcurv.storage import ResultsStore, export_epoch, launcher_lock
 from daskcurv.storage.finite import count_not_finite, note_epochs, noted_epochs, told
 from daskcurv.storage.lock import LauncherLock, beside
@@ -181,8 +181,7 @@ class _Run:
         }
         self._set_aside: list[SetAside[BlockTask]] = []
         self._computed = 0
-        self._deadline = _deadline()
-        self._longest = 0.0
+        self._time_limit = TimeLimit.of_job()
         self._seconds = dict(enumerate(store.read("compute_seconds").tolist()))
         self._sharers = dict(enumerate(store.read("num_workers").tolist()))
         self._methods = [{*text.split("; ")} - {""} for text in map(str, store.read("method"))]
@@ -248,8 +247,8 @@ class _Run:
                         "Nothing was computed; see the log for details"
                     )
             case Waiting(workers, running, connected):
-                progress.tick(workers, running)
-                self._record.update(running=running)
+                progress.tick(workers_in_words(workers), running)
+                self._record.update(running=running, fleet=asdict(workers))
                 self._record.connected = connected
         if self._record.due:
             self._record.update(**progress.state())
@@ -259,15 +258,14 @@ class _Run:
 
     def _has_time(self) -> bool:
         """Whether all that may be in a worker's hands would end before this process has to."""
-        needed = (TASKS_PER_WORKER + 1) * self._longest + DRAIN_SECONDS
-        return time.monotonic() + needed < self._deadline
+        return self._time_limit.allows(blocks=TASKS_PER_WORKER + 1, seconds=DRAIN_SECONDS)
 
     def _can_wait(self) -> bool:
-        return time.monotonic() + LAST_SECONDS < self._deadline
+        return self._time_limit.allows(blocks=0, seconds=LAST_SECONDS)
 
     def _note(self, task: BlockTask, report: BlockReport) -> None:
         self._computed += 1
-        self._longest = max(self._longest, report.seconds)
+        self._time_limit.block_took(report.seconds)
         self._seconds[task.row] += report.seconds
         self._workers[task.row].add(report.worker)
         self._methods[task.row] |= {report.method} - {""}
@@ -358,13 +356,6 @@ class _Run:
                 left,
             )
         return Outcome(len(self._set_aside), left, sum(not_finite.values()))
-
-
-def _deadline() -> float:
-    """Return when this process has to end, by the monotonic clock, if SLURM has set it a limit."""
-    job = os.environ.get("SLURM_JOB_ID")
-    left = seconds_left(job) if job else None
-    return math.inf if left is None else time.monotonic() + left
 
 
 def _unexported(

@@ -22,6 +22,7 @@ from distributed import Client, Future, Scheduler
 from distributed.scheduler import KilledWorker
 
 from daskcurv.clusters import Cluster
+from daskcurv.clusters.base import Workers
 from daskcurv.errors import ClusterError, DaskcurvError, StoreWriteError
 
 log = logging.getLogger(__name__)
@@ -57,15 +58,14 @@ class Waiting:
 
     Attributes
     ----------
-    workers : str
-        How they are.
+    workers : Workers
     running : int
-        Tasks that they are at.
+        Tasks being computed.
     connected : frozenset of str
-        Dask's addresses of them.
+        Dask addresses of the connected workers.
     """
 
-    workers: str
+    workers: Workers
     running: int
     connected: frozenset[str] = frozenset()
 
@@ -129,11 +129,11 @@ def feed(
     remaining = iter(tasks)
     workers: frozenset[str] = frozenset()
     window = 0
-    tended = -math.inf
+    polled = -math.inf
 
     async def follow(future: Future[Any]) -> None:
         # Results are fetched beside the loop below, and not in it: if a worker dies with one, only
-        # another worker can give it, and it takes tending to get that.
+        # another worker can give it, and polling the cluster starts that one.
         try:
             finished.put((future, await client.gather(future, asynchronous=True), None))
         except asyncio.CancelledError:
@@ -153,12 +153,12 @@ def feed(
         return {"workers": [*others], "allow_other_workers": True} if others else {}
 
     while True:
-        if time.monotonic() - tended >= POLL_SECONDS:
+        if time.monotonic() - polled >= POLL_SECONDS:
             workers = _connected_workers(client)
             window = TASKS_PER_WORKER * max(1, len(workers))
             # A worker is given one at a time; the others wait at the scheduler.
-            yield Waiting(cluster.tend(), min(len(running), len(workers)), workers)
-            tended = time.monotonic()
+            yield Waiting(cluster.poll(), min(len(running), len(workers)), workers)
+            polled = time.monotonic()
         while len(running) < window and (task := next_task()) is not None:
             # Keys are left to Dask but never shared: a retried task is a new one.
             future = client.submit(function, task, pure=False, **elsewhere(task))

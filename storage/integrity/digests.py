@@ -58,7 +58,7 @@ def checked_epoch(
     Returns
     -------
     dict
-        The values of each of `schema.PER_SAMPLE`, shape (N,).
+        The values of each of the store's `per_sample`, shape (N,).
     list of Damage
         One for each block that is not what was written.
     """
@@ -77,7 +77,7 @@ def checked_epoch(
 
     digests, with_digests = checked(schema.DIGEST.name, "its digest")
     values = {}
-    for number, variable in enumerate(schema.PER_SAMPLE):
+    for number, variable in enumerate(store.per_sample):
         name = variable.name
         values[name], readable = checked(name, name)
         for block in sorted(readable & with_digests):
@@ -85,7 +85,7 @@ def checked_epoch(
             if found != digests[block, number]:
                 problems[block].append(f"{name} is not what was written there")
     inactive = values[schema.STATUS.name] == schema.INACTIVE
-    for variable in schema.MEASURES:
+    for variable in store.measured:
         column = values[variable.name]
         filled = np.isnan(column) if column.dtype.kind == "f" else column == variable.fill
         for block in done:

@@ -21,10 +21,9 @@ from daskcurv.atomic import discard_drafts, whole_directory
 from daskcurv.config import check_positive
 from daskcurv.errors import StoreError
 from daskcurv.places import check_writable
-from daskcurv.storage import schema
 from daskcurv.storage.group import consolidate, writing
 from daskcurv.storage.lock import launcher_lock
-from daskcurv.storage.npy.layout import GRADIENT_POWERS, IMPORTED_METADATA
+from daskcurv.storage.npy.layout import IMPORTED_METADATA, batch_factors
 from daskcurv.storage.npy.read import EpochFiles, Tree, read_tree, read_values
 from daskcurv.storage.work import do_all, processes_for
 from daskcurv.storage.working import ResultsStore
@@ -149,13 +148,13 @@ def _fill(path: Path, tree: Tree, multiply_by: int) -> None:
     store = ResultsStore.open(path)
     for files in tree.epochs:
         found = read_values(tree, files)
+        factors = batch_factors(store.measures, multiply_by)
         values: dict[str, NDArray[Any]] = {
             variable.name: np.full(store.num_samples, variable.fill, variable.dtype)
-            for variable in schema.MEASURES
+            for variable in store.measured
         }
         for name, column in found.items():
-            factor = np.float32(multiply_by ** GRADIENT_POWERS.get(name, 0))
-            values[name] = column * factor if name in GRADIENT_POWERS else column
+            values[name] = column * factors[name] if name in factors else column
         for block in range(store.num_blocks):
             part = slice(*store.bounds(block))
             store.write_block(

@@ -13,16 +13,35 @@ in data-set order, NaN where the sample's class is not active.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+
+import numpy as np
+
+from daskcurv.measures import Measure
 
 METADATA = "metadata.json"
 IMPORTED_METADATA = "imported/metadata"
 """Variable of an imported store that holds the text of each epoch's metadata file."""
 
-GRADIENT_POWERS = {"curvature": 1, "directional_eig": 1, "curvature_sq": 2, "grad_norm": 1}
-"""The power of the batch size by which a mean-reduced loss would have divided each measure."""
-DOCUMENTED = ("curvature", "directional_eig")
-EXTRAS = ("curvature_sq", "loss", "grad_norm", "prediction", "status")
+
+def documented(measures: Iterable[Measure]) -> tuple[str, ...]:
+    """Return the names of what every tree has, of these measures."""
+    return tuple(measure.name for measure in measures if measure.documented)
+
+
+def extras(measures: Iterable[Measure]) -> tuple[str, ...]:
+    """Return the names of what a tree can have beside: the other measures, and the status."""
+    return (*(measure.name for measure in measures if not measure.documented), "status")
+
+
+def batch_factors(measures: Iterable[Measure], batch_size: int) -> dict[str, np.float32]:
+    """Return what a loss averaged over a batch divides each measure by, where it does."""
+    return {
+        measure.name: np.float32(batch_size**measure.gradient_power)
+        for measure in measures
+        if measure.gradient_power
+    }
 
 
 def epoch_directory(out: Path, epoch: int) -> Path:

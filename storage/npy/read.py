@@ -11,17 +11,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from daskcurv import measures as table
 from daskcurv.errors import DataError
 from daskcurv.storage import schema
-from daskcurv.storage.npy.layout import DOCUMENTED, EXTRAS, METADATA, array_path
+from daskcurv.storage.npy.layout import METADATA, array_path, documented, extras
 
-_DTYPES = {variable.name: np.dtype(variable.dtype) for variable in schema.PER_SAMPLE} | {
-    "labels": np.dtype(np.int64),
-    "sample_ids": np.dtype(np.int64),
-}
-_FILLS = {variable.name: variable.fill for variable in schema.PER_SAMPLE} | {
-    "status": schema.INACTIVE
-}
+
+def _dtype(name: str) -> np.dtype[Any]:
+    if name in ("labels", "sample_ids"):
+        return np.dtype(np.int64)
+    return np.dtype(_variable(name).dtype)
+
+
+def _fill(name: str) -> Any:
+    return schema.INACTIVE if name == "status" else _variable(name).fill
+
+
+def _variable(name: str) -> schema.Variable:
+    return next(one for one in schema.per_sample(table.MEASURES) if one.name == name)
 
 
 @dataclass(frozen=True)
@@ -119,11 +126,11 @@ def read_tree(path: Path) -> Tree:
             )
     first = epochs[0].directory
     filtered = array_path(first, "sample_ids").exists()
-    extras = tuple(name for name in EXTRAS if array_path(first, name).exists())
+    found = tuple(name for name in extras(table.MEASURES) if array_path(first, name).exists())
     labels, first_active = (_read_filtered if filtered else _read_full)(epochs)
-    tree = Tree(epochs, "drop" if filtered else "nan", extras, labels, first_active)
+    tree = Tree(epochs, "drop" if filtered else "nan", found, labels, first_active)
     if not filtered and _has_zeros(tree):
-        tree = Tree(epochs, "zero", extras, labels, first_active)
+        tree = Tree(epochs, "zero", found, labels, first_active)
     return tree
 
 
@@ -142,15 +149,15 @@ def read_values(tree: Tree, files: EpochFiles) -> dict[str, NDArray[Any]]:
     """
     active = tree.active(files.epoch)
     count = int(active.sum()) if tree.inactive == "drop" else len(active)
-    for name in EXTRAS:
+    for name in extras(table.MEASURES):
         if array_path(files.directory, name).exists() != (name in tree.extras):
             raise DataError(
                 f"{array_path(files.directory, name)} is there at some epochs and absent at others"
             )
     values = {}
-    for name in (*DOCUMENTED, *tree.extras):
+    for name in (*documented(table.MEASURES), *tree.extras):
         path = array_path(files.directory, name)
-        column = np.full(len(active), _FILLS[name], _DTYPES[name])
+        column = np.full(len(active), _fill(name), _dtype(name))
         found = _load(path, name, count)
         if tree.inactive == "drop":
             column[active] = found
@@ -253,10 +260,10 @@ def _load(path: Path, name: str, length: int | None = None) -> NDArray[Any]:
         raise DataError(f"{path} does not exist; each epoch needs it") from error
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} cannot be read as an npy file: {error}") from error
-    if not isinstance(values, np.ndarray) or values.dtype != _DTYPES[name] or values.ndim != 1:
+    if not isinstance(values, np.ndarray) or values.dtype != _dtype(name) or values.ndim != 1:
         found = getattr(values, "dtype", "no array"), getattr(values, "shape", ())
         raise DataError(
-            f"{path} holds {found[0]} of shape {found[1]}; expected {_DTYPES[name]}, (N,)"
+            f"{path} holds {found[0]} of shape {found[1]}; expected {_dtype(name)}, (N,)"
         )
     if length is not None and len(values) != length:
         raise DataError(f"{path} has {len(values)} values; expected {length}")
@@ -274,7 +281,7 @@ def _has_zeros(tree: Tree) -> bool:
 
 
 def _check_inactive(path: Path, name: str, values: NDArray[Any], inactive: str) -> None:
-    expected = _FILLS[name]
+    expected = _fill(name)
     if values.dtype.kind == "f" and inactive == "zero":
         expected = 0
     if not np.isclose(values, expected, rtol=0, atol=0, equal_nan=True).all():

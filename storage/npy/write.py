@@ -19,13 +19,12 @@ from daskcurv.errors import ConfigError, ExportError, StoreWriteError
 from daskcurv.places import check_writable
 from daskcurv.storage import schema
 from daskcurv.storage.integrity.lost import refuse_lost, refuse_lost_blocks
+from daskcurv.storage.npy import layout
 from daskcurv.storage.npy.layout import (
-    DOCUMENTED,
-    EXTRAS,
-    GRADIENT_POWERS,
     IMPORTED_METADATA,
     METADATA,
     array_path,
+    batch_factors,
     epoch_directory,
 )
 from daskcurv.storage.working import ResultsStore
@@ -161,7 +160,9 @@ def export_epoch(
     Path
         The epoch's directory.
     """
-    names = DOCUMENTED + (EXTRAS if extras else ())
+    names = layout.documented(store.measures)
+    if extras:
+        names += layout.extras(store.measures)
     kept_text = None
     if "imported" in store.attrs and inactive is None and divide_by is None and not extras:
         imported = store.attrs["imported"]
@@ -173,14 +174,15 @@ def export_epoch(
         raise ConfigError(f"inactive is {inactive!r}; expected one of {INACTIVE_CHOICES}")
     check_positive(divide_by=divide_by)
     refuse_lost_blocks(store, [epoch])
+    factors = batch_factors(store.measures, divide_by or 1)
     row = store.rows[epoch]
     active = store.read("status", row) == schema.COMPUTED
     kept = active if inactive == "drop" else np.ones_like(active)
 
     def column(name: str) -> NDArray[Any]:
         values = store.read(name, row)
-        if name in GRADIENT_POWERS:
-            values = values / np.float32((divide_by or 1) ** GRADIENT_POWERS[name])
+        if name in factors:
+            values = values / factors[name]
         if inactive == "zero" and values.dtype.kind == "f":
             values[~active] = 0
         result: NDArray[Any] = values[kept]
@@ -191,8 +193,8 @@ def export_epoch(
     if inactive == "drop":
         arrays["sample_ids"] = np.flatnonzero(kept).astype(np.int64)
     metadata = _metadata(store, row, epoch)
-    curvature = arrays["curvature"][active[kept]]
-    metadata["curvature_stats"] = _statistics(curvature)
+    if "curvature" in arrays:
+        metadata["curvature_stats"] = _statistics(arrays["curvature"][active[kept]])
     metadata.update(inactive=inactive, divided_by=divide_by or 1)
 
     target = epoch_directory(out, epoch)

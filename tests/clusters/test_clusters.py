@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +19,6 @@ import yaml
 
 from daskcurv.cli import main
 from daskcurv.clusters import gpu_check, worker
-from daskcurv.clusters.environment import DEADLINE
 from daskcurv.clusters.options import SLURM_OPTIONS, ClusterOptions, cluster_options, site_settings
 from daskcurv.clusters.slurm import commands as slurm_commands
 from daskcurv.clusters.slurm import run_directory
@@ -433,18 +431,6 @@ def test_a_requeued_job_s_worker_has_another_name(monkeypatch):
     assert worker.job_name() == "12"
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     assert worker.job_name() == "12.2"
-
-
-def test_jobs_that_started_together_do_not_leave_together(monkeypatch):
-    monkeypatch.setenv("SLURM_JOB_ID", "12")
-    monkeypatch.setattr(slurm_commands, "seconds_left", lambda job: 36000.0)
-    left = []
-    for name in ("11", "12", "13", "14"):
-        monkeypatch.setenv(DEADLINE, "")
-        worker.set_deadline(name)
-        left.append(float(os.environ[DEADLINE]) - time.time())
-    assert all(36000 * 0.95 - 5 < seconds <= 36000 for seconds in left)
-    assert max(left) - min(left) > 60
 
 
 def fake_gpu(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:

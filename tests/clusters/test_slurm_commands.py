@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from daskcurv.clusters.base import Reason, Why, Workers
 from daskcurv.clusters.options import ClusterOptions
 from daskcurv.clusters.slurm import cluster as slurm
 from daskcurv.clusters.slurm import commands as slurm_commands
@@ -316,18 +317,18 @@ def fleet_with(monkeypatch: pytest.MonkeyPatch, *jobs: str) -> SlurmFleet:
         cluster, client, ClusterOptions(cluster="slurm", gpus=len(jobs)), "daskcurv-1"
     )
     monkeypatch.setattr(slurm, "worker_names", lambda client: [])
-    monkeypatch.setattr(slurm, "TEND_SECONDS", 0.0)
+    monkeypatch.setattr(slurm, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(fleet, "_forget", lambda slot: cluster.workers.pop(slot))
     return fleet
 
 
-def tend(fleet: SlurmFleet, times: int) -> str:
+def poll(fleet: SlurmFleet, times: int) -> Workers:
     for _ in range(times):
-        fleet.tend()
+        fleet.poll()
         assert fleet._asked is not None
         fleet._asked.exception(10)
-        text = fleet.tend()
-    return text
+        workers = fleet.poll()
+    return workers
 
 
 def test_a_job_that_squeue_does_not_list_is_not_replaced_while_it_lives(pose, monkeypatch):
@@ -335,10 +336,10 @@ def test_a_job_that_squeue_does_not_list_is_not_replaced_while_it_lives(pose, mo
     pose("squeue", "true")
     pose("scontrol", "echo JobId=12 JobState=RUNNING")
     fleet = fleet_with(monkeypatch, "12")
-    tend(fleet, 4)
+    poll(fleet, 4)
     assert fleet._cluster.workers.keys() == {"slot12"}
     pose("scontrol", "echo JobId=12 JobState=CANCELLED ExitCode=0:15")
-    tend(fleet, 1)
+    poll(fleet, 1)
     assert not fleet._cluster.workers
     fleet.close()
 
@@ -346,10 +347,25 @@ def test_a_job_that_squeue_does_not_list_is_not_replaced_while_it_lives(pose, mo
 def test_renamed_jobs_are_counted_as_the_run_s_own(pose, monkeypatch):
     pose("squeue", "echo '12|RUNNING|None|node0|their name|'; echo '13|PENDING|Priority||theirs|'")
     fleet = fleet_with(monkeypatch, "12", "13")
-    assert tend(fleet, 3) == (
-        "0 of 2 workers running, 1 starting, 1 waiting in the queue (Priority)"
+    assert poll(fleet, 3) == Workers(
+        "slurm",
+        running=0,
+        starting=1,
+        waiting=1,
+        wanted=2,
+        reasons=(Reason(Why.QUEUED, "Priority", 1),),
     )
     assert not fleet._cluster.scaled
+    fleet.close()
+
+
+def test_before_slurm_has_answered_and_when_it_does_not_that_is_the_reason(pose, monkeypatch):
+    pose("squeue", "echo slurm_load_jobs error: Unable to contact slurm controller >&2; exit 1")
+    fleet = fleet_with(monkeypatch, "12")
+    assert fleet.poll() == Workers("slurm", 0, wanted=1, reasons=(Reason(Why.SUBMITTING),))
+    assert fleet._asked is not None
+    fleet._asked.exception(10)
+    assert fleet.poll() == Workers("slurm", 0, wanted=1, reasons=(Reason(Why.NO_ANSWER),))
     fleet.close()
 
 
@@ -358,7 +374,7 @@ def test_a_job_that_can_never_start_ends_the_launch(pose, monkeypatch):
     monkeypatch.setattr(slurm, "_NEVER_SECONDS", -1.0)
     fleet = fleet_with(monkeypatch, "12")
     with pytest.raises(ClusterError, match=r"job 12 will never start.*PartitionTimeLimit.*--time"):
-        tend(fleet, 1)
+        poll(fleet, 1)
     fleet.close()
 
 

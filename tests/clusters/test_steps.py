@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from daskcurv.clusters.base import Reason, Why, Workers
 from daskcurv.clusters.slurm import allocation
 from daskcurv.clusters.slurm.allocation import Slot, Steps
 from daskcurv.clusters.slurm.fleet import TRIES
@@ -50,36 +51,44 @@ def allocate(
             slot.step.wait()
 
 
-def tend(steps: Steps, until: Callable[[], bool]) -> None:
+def poll(steps: Steps, until: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
     while not until():
         assert time.monotonic() < deadline
-        steps.tend()
+        steps.poll()
         time.sleep(0.01)
 
 
 def test_a_bad_node_is_left_alone_and_the_others_are_waited_for(allocate, connected, caplog):
     steps = allocate("bad", "good")
     bad, good = steps._slots
-    tend(steps, lambda: bad.starts == TRIES and bad.step is None)
+    poll(steps, lambda: bad.starts == TRIES and bad.step is None)
     for _ in range(10):
-        steps.tend()
+        steps.poll()
     assert (bad.starts, good.starts) == (TRIES, 1)
     assert "bad (GPU 0) started no worker in 3 tries" in caplog.text
     assert "a library is missing" in caplog.text
     connected.append("good-0.1")
-    assert steps.tend() == "1 of 2 workers running"
+    assert steps.poll() == Workers(
+        "allocation",
+        running=1,
+        waiting=1,
+        wanted=2,
+        reasons=(Reason(Why.NODE_EXCLUDED, "bad (GPU 0)", 1),),
+    )
 
 
 def test_many_bad_nodes_do_not_end_a_launch_before_the_good_one_has_its_worker(allocate, connected):
     steps = allocate("bad1", "bad2", "bad3", "bad4", "good")
-    tend(steps, lambda: not any(slot.step for slot in steps._slots[:4]))
+    poll(steps, lambda: not any(slot.step for slot in steps._slots[:4]))
     for _ in range(10):
-        steps.tend()
+        steps.poll()
     connected.append("good-0.1")
-    assert steps.tend() == "1 of 5 workers running"
+    workers = steps.poll()
+    assert (workers.running, workers.wanted) == (1, 5)
+    assert workers.starting + workers.waiting == 4
     # From here on the others are tried again.
-    tend(steps, lambda: all(slot.starts == TRIES for slot in steps._slots[:4]))
+    poll(steps, lambda: all(slot.starts == TRIES for slot in steps._slots[:4]))
     assert steps._slots[4].starts == 1
 
 
@@ -87,4 +96,4 @@ def test_many_bad_nodes_do_not_end_a_launch_before_the_good_one_has_its_worker(a
 def test_where_every_node_is_bad_the_launch_ends_with_the_reason(allocate, nodes):
     steps = allocate(*nodes)
     with pytest.raises(ClusterError, match=r"no worker could be started[^$]*a library is missing"):
-        tend(steps, lambda: False)
+        poll(steps, lambda: False)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from daskcurv.cli import main
+from daskcurv.measures import MEASURES
 from daskcurv.storage import ResultsStore, open_results, schema
 from daskcurv.storage.compact import compact
 from daskcurv.storage.integrity.verify import verify
@@ -40,7 +41,7 @@ def test_they_are_neither_results_nor_worth_a_word(store, tmp_path, caplog):
     again = ResultsStore.open(store.path)
     assert again.done_blocks().tolist() == [[True] * 3, [True] * 3, [False] * 3]
     names = {name for name, _ in again.arrays()}
-    assert names == {variable.name for variable in schema.ALL_VARIABLES}
+    assert names == {variable.name for variable in schema.all_variables(MEASURES)}
     assert verify(again).damage == []
     assert open_results(store.path).sel(epoch=[0, 200]).load().equals(before)
     assert caplog.records == []

@@ -23,6 +23,7 @@ from daskcurv.experiment.checkpoints import Checkpoint
 from daskcurv.experiment.curriculum import Schedule, class_order_of
 from daskcurv.experiment.data.cifar import prepare, read_cifar
 from daskcurv.experiment.resnet18 import ModelSpec
+from daskcurv.measures import MEASURES
 from daskcurv.runs import cost as estimating
 from daskcurv.runs.cost import (
     Estimate,
@@ -217,7 +218,7 @@ def test_sizes_are_those_of_stores_of_any_size(tmp_path, num_samples, epochs, bl
         active = generator.random(stop - start) < (epoch + 1) / epochs
         samples[epoch, block] = active.sum()
         values = {"status": np.where(active, schema.COMPUTED, schema.INACTIVE)}
-        for variable in schema.MEASURES:
+        for variable in MEASURES:
             results = generator.lognormal(size=len(active)) * 3
             values[variable.name] = np.where(active, results, variable.fill).astype(variable.dtype)
         store.write_block(epoch, block, values)

@@ -14,8 +14,9 @@ import pytest
 import xarray as xr
 
 from daskcurv.errors import StoreError
+from daskcurv.measures import MEASURES
 from daskcurv.runs.extend import change_places, larger_store, recover, smaller_store
-from daskcurv.storage import ResultsStore, launcher_lock, open_results, schema
+from daskcurv.storage import ResultsStore, launcher_lock, open_results
 from tests.support.project import Project
 from tests.support.stores import IDENTITY, make_store
 
@@ -23,7 +24,7 @@ DIRECT = ["--method", "finite-difference", "--block_size", "20", "--workers", "1
 
 
 def values(store: Path) -> xr.Dataset:
-    return open_results(store)[[variable.name for variable in schema.MEASURES]].load()
+    return open_results(store)[[variable.name for variable in MEASURES]].load()
 
 
 def launch(project: Project, *extra: str) -> str:

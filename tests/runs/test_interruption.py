@@ -18,6 +18,7 @@ import psutil
 import pytest
 import xarray as xr
 
+from daskcurv.measures import MEASURES
 from daskcurv.storage import open_results, schema
 from tests.support.builders import write_checkpoints, write_cifar
 from tests.support.crashes import finished_blocks, workers_of
@@ -148,7 +149,7 @@ def test_readers_during_a_run_see_whole_blocks_and_more_each_time(disturbed, run
     while running.poll() is None:
         found = open_results(disturbed.store).load()
         count = 0
-        for variable in schema.PER_SAMPLE:
+        for variable in schema.per_sample(MEASURES):
             blocks = block_by_block(found, variable.name)
             there = same(blocks, block_by_block(expected, variable.name)).all(axis=1)
             nothing = same(blocks, np.full_like(blocks, variable.fill)).all(axis=1)

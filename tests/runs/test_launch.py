@@ -17,7 +17,6 @@ import torch
 
 import daskcurv
 from daskcurv.cli import main
-from daskcurv.clusters.environment import DEADLINE
 from daskcurv.config import EstimatorConfig
 from daskcurv.errors import ClusterError
 from daskcurv.experiment.checkpoints import check_all
@@ -158,16 +157,16 @@ def test_a_worker_takes_no_block_that_might_outlast_its_job(project, monkeypatch
     )
 
     def declines(seconds_left: float, longest_block: float) -> bool:
-        monkeypatch.setenv(DEADLINE, str(time.time() + seconds_left))
+        monkeypatch.setenv("DASKCURV_DEADLINE", str(time.time() + seconds_left))
         worker = Worker(context)
-        worker._longest = longest_block
+        worker._time_limit.block_took(longest_block)
         return worker.out_of_time
 
     assert not declines(1000, longest_block=0)
     assert not declines(1000, longest_block=700)
     assert declines(1000, longest_block=900)
     assert declines(10, longest_block=0)
-    monkeypatch.delenv(DEADLINE)
+    monkeypatch.delenv("DASKCURV_DEADLINE")
     assert not Worker(context).out_of_time
 
 

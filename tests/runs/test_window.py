@@ -15,6 +15,7 @@ import pytest
 from distributed import get_worker
 
 from daskcurv.clusters import local
+from daskcurv.clusters.base import Workers
 from daskcurv.clusters.environment import WORKER_ENVIRONMENT
 from daskcurv.clusters.local import local_cluster
 from daskcurv.errors import ClusterError, ConfigError, DataError, StoreWriteError
@@ -138,29 +139,29 @@ class DiesWhenFetched:
 
 
 def give_away(directory: str):
-    """Return a result that is lost at first; compute it again once the cluster was tended."""
-    died, tended = Path(directory) / "died", Path(directory) / "tended"
+    """Return a result that is lost at first; compute it again once the cluster was polled."""
+    died, polled = Path(directory) / "died", Path(directory) / "polled"
     if died.exists():
-        wait_for(tended.exists, 60)
+        wait_for(polled.exists, 60)
     return DiesWhenFetched(died)
 
 
-class Tended(local.LocalWorkers):
-    """Notes when it is tended after a worker has died."""
+class Polled(local.LocalWorkers):
+    """Notes when it is polled after a worker has died."""
 
     def __init__(self, workers: local.LocalWorkers, directory: Path):
         super().__init__(workers.client, workers._cluster)
         self._directory = directory
 
-    def tend(self) -> str:
+    def poll(self) -> Workers:
         if (self._directory / "died").exists():
-            (self._directory / "tended").touch()
-        return super().tend()
+            (self._directory / "polled").touch()
+        return super().poll()
 
 
-def test_a_cluster_is_tended_while_a_lost_result_is_computed_again(cluster, tmp_path):
-    tended = Tended(cluster, tmp_path)
-    events = [e for e in feed(tended, give_away, [str(tmp_path)]) if isinstance(e, Done)]
+def test_a_cluster_is_polled_while_a_lost_result_is_computed_again(cluster, tmp_path):
+    polled = Polled(cluster, tmp_path)
+    events = [e for e in feed(polled, give_away, [str(tmp_path)]) if isinstance(e, Done)]
     assert [event.report for event in events] == ["fetched"]
 
 
@@ -170,13 +171,13 @@ def test_a_worker_that_takes_long_to_come_back_is_waited_for(tmp_path):
         dask.config.set({"distributed.deploy.lost-worker-timeout": "10ms"}),
         local_cluster(1) as cluster,
     ):
-        events = list(feed(Tended(cluster, tmp_path), give_away, [str(tmp_path)]))
+        events = list(feed(Polled(cluster, tmp_path), give_away, [str(tmp_path)]))
         assert [event.report for event in events if isinstance(event, Done)] == ["fetched"]
 
 
-def tend_until(cluster: local.LocalWorkers, expected: str) -> None:
+def poll_until(cluster: local.LocalWorkers, running: int) -> None:
     deadline = time.monotonic() + 60
-    while cluster.tend() != expected:
+    while cluster.poll().running != running:
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
@@ -185,15 +186,15 @@ def test_a_worker_that_dies_while_it_starts_is_started_anew():
     others = worker_processes()
     with local_cluster(2) as cluster:
         wait_for(lambda: worker_processes() - others, 60).pop().kill()
-        tend_until(cluster, "2 workers")
+        poll_until(cluster, 2)
         # The same when one comes back.
         mine = worker_processes() - others
         others |= mine
         mine.pop().kill()
-        # Tended meanwhile, as a launcher does: its nanny may not have been done starting it.
-        wait_for(lambda: cluster.tend() and worker_processes() - others, 60).pop().kill()
-        tend_until(cluster, "1 worker")
-        tend_until(cluster, "2 workers")
+        # Polled meanwhile, as a launcher does: its nanny may not have been done starting it.
+        wait_for(lambda: cluster.poll() and worker_processes() - others, 60).pop().kill()
+        poll_until(cluster, 1)
+        poll_until(cluster, 2)
 
 
 def worker_processes() -> set[psutil.Process]:
@@ -212,15 +213,15 @@ def test_workers_that_never_start_are_given_up(monkeypatch):
         local_cluster(1) as cluster,
         pytest.raises(ClusterError, match="worker processes end while they start"),
     ):
-        tend_until(cluster, "1 worker")
+        poll_until(cluster, 1)
 
 
 def test_a_machine_on_which_no_worker_comes_up_is_not_waited_for_for_ever(cluster, monkeypatch):
     monkeypatch.setattr(cluster.client, "nthreads", dict)
-    assert cluster.tend() == "0 workers"
+    assert cluster.poll() == Workers("local", running=0, starting=2, wanted=2)
     monkeypatch.setattr(local, "PATIENCE_SECONDS", -1.0)
     with pytest.raises(ClusterError, match="no worker process for"):
-        cluster.tend()
+        cluster.poll()
 
 
 def decline_at_first(task: tuple[str, int]):
@@ -237,7 +238,7 @@ def test_a_worker_that_declines_leaves_and_another_does_its_task(tmp_path):
     with local_cluster(2) as cluster:
         tasks = [(str(tmp_path), number) for number in range(12)]
         events = list(feed(cluster, decline_at_first, tasks))
-        assert cluster.tend() == "1 worker"
+        assert cluster.poll().running == 1
     done = sorted(event.report for event in events if isinstance(event, Done))
     assert done == list(range(12))
 
@@ -252,7 +253,7 @@ def test_a_worker_that_declines_leaves_even_if_there_is_no_other():
         for event in feed(cluster, decline, range(5), may_wait=lambda: not left(cluster)):
             assert isinstance(event, feeding.Waiting)
             assert time.monotonic() < deadline
-        assert cluster.tend() == "0 workers"
+        assert cluster.poll().running == 0
 
 
 def left(cluster: local.LocalWorkers) -> bool:

@@ -13,6 +13,7 @@ import pytest
 
 from daskcurv.cli import main
 from daskcurv.errors import ConfigError, ExportError, StoreWriteError
+from daskcurv.measures import MEASURES
 from daskcurv.storage import ResultsStore, export_epoch, export_epochs, schema
 from tests.support.disks import enlarge, mounted
 from tests.support.exports import (
@@ -204,9 +205,7 @@ def test_the_metadata_are_strict_json_even_if_a_curvature_is_not_finite(store, o
 
 
 def test_an_epoch_without_active_samples_is_exported_without_statistics(store, out):
-    values = {
-        variable.name: np.full(N, variable.fill, variable.dtype) for variable in schema.MEASURES
-    }
+    values = {variable.name: np.full(N, variable.fill, variable.dtype) for variable in MEASURES}
     values["status"] = np.full(N, schema.INACTIVE, np.uint8)
     write_epoch(store, 0, values)
     directory = export_epoch(store, out, 0)

@@ -17,6 +17,7 @@ import zarr
 from zarr.storage import LocalStore
 
 from daskcurv.errors import ConfigError, StoreError, StoreWriteError
+from daskcurv.measures import MEASURES
 from daskcurv.storage import ResultsStore, open_results, schema
 from daskcurv.storage.integrity.columns import column_files, damaged_columns, restore_columns
 from daskcurv.storage.lazy import Stored
@@ -176,7 +177,7 @@ def test_samples_can_be_selected_by_class_and_epoch(store):
 
 def test_every_array_is_compressed_and_carries_a_checksum(store):
     group = zarr.open_group(store.path, mode="r")
-    names = {variable.name for variable in schema.ALL_VARIABLES}
+    names = {variable.name for variable in schema.all_variables(MEASURES)}
     found = {name for name, node in group.members(max_depth=None) if isinstance(node, zarr.Array)}
     assert found == names
     for name in names:
@@ -651,7 +652,7 @@ def test_values_of_an_interrupted_block_are_masked(store, writes):
     interrupt_block(store, writes, 0, 1)
     dataset = open_results(store.path)
     shown = block_values(store, 0)
-    for name, fill in [(variable.name, variable.fill) for variable in schema.MEASURES]:
+    for name, fill in [(variable.name, variable.fill) for variable in MEASURES]:
         row = dataset[name].sel(epoch=0).values
         np.testing.assert_array_equal(row[:4], shown[name])
         np.testing.assert_array_equal(row[4:], np.full(7, fill))
@@ -711,7 +712,7 @@ def test_a_pair_of_probes_of_the_zeroth_order_method_is_one_draw(tmp_path):
 
 
 def store_units(name: str) -> str:
-    return str(next(v.attrs["units"] for v in schema.MEASURES if v.name == name))
+    return str(next(v.units for v in MEASURES if v.name == name))
 
 
 def test_an_unknown_way_to_treat_unfinished_epochs_is_refused(store):

@@ -7,7 +7,8 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from daskcurv.measures import MEASURES, Measure
 from daskcurv.storage import ResultsStore, export_epochs, open_results, schema
 from daskcurv.storage.compact import compact
 from daskcurv.storage.integrity.columns import restore_columns
@@ -30,7 +32,6 @@ from daskcurv.storage.integrity.verify import repair, verify
 from tests.support.damage import KINDS, chunk_files, damage
 from tests.support.stores import (
     LABELS,
-    PER_SAMPLE,
     N,
     block_values,
     epoch_columns,
@@ -42,6 +43,9 @@ KILLED = 9
 BLOCKS = 3
 FIRST_ACTIVE = sample_columns()["first_epoch_active"]
 EPOCHS = st.integers(0, 500)
+MARGIN = Measure("margin", "logit of the label less the largest other")
+LISTS = [MEASURES, (*MEASURES, MARGIN), (MARGIN, *reversed(MEASURES[3:]))]
+"""What a store can hold: what new ones do, more, and neither curvature nor the usual order."""
 
 
 def killed_at(operation: int, root: Path, work: Callable[[], Any]) -> bool:
@@ -90,11 +94,17 @@ class StoreModel(RuleBasedStateMachine):
     def teardown(self) -> None:
         shutil.rmtree(self.root)
 
-    @initialize(epochs=st.lists(EPOCHS, max_size=3, unique=True), operation=st.integers(0, 60))
-    def create(self, epochs: list[int], operation: int) -> None:
-        killed = killed_at(operation, self.root, lambda: make_store(self.path, *epochs))
+    @initialize(
+        epochs=st.lists(EPOCHS, max_size=3, unique=True),
+        measures=st.sampled_from(LISTS),
+        operation=st.integers(0, 60),
+    )
+    def create(self, epochs: list[int], measures: Sequence[Measure], operation: int) -> None:
+        self.measures = measures
+        make = partial(make_store, self.path, *epochs, measures=measures)
+        killed = killed_at(operation, self.root, make)
         if killed and not self.path.exists():
-            make_store(self.path, *epochs)
+            make()
         self.store = ResultsStore.open(self.path)
         self.epochs = epochs
 
@@ -192,10 +202,11 @@ class StoreModel(RuleBasedStateMachine):
             epoch for epoch in self.epochs if all((epoch, b) in self.blocks for b in range(BLOCKS))
         ]
         out = self.root / "tree"
-        list(export_epochs(self.store, out, finished))
+        list(export_epochs(self.store, out, finished, extras=True))
         for epoch in finished:
-            curvature = np.load(out / f"epoch_{epoch:04d}" / "per_image_curvature.npy")
-            np.testing.assert_array_equal(curvature, self._expected("curvature", epoch))
+            for name in (measure.name for measure in self.measures):
+                values = np.load(out / f"epoch_{epoch:04d}" / f"per_image_{name}.npy")
+                np.testing.assert_array_equal(values, self._expected(name, epoch))
         shutil.rmtree(out, ignore_errors=True)
 
     @rule(operation=st.none() | st.integers(0, 120))
@@ -219,13 +230,13 @@ class StoreModel(RuleBasedStateMachine):
         results = open_results(path).load()
         assert results.epoch.values.tolist() == sorted(self.epochs)
         np.testing.assert_array_equal(results.label, LABELS)
-        for name in PER_SAMPLE:
+        for name in (*(measure.name for measure in self.measures), "status"):
             for epoch in self.epochs:
                 expected = self._expected(name, epoch)
                 np.testing.assert_array_equal(results[name].sel(epoch=epoch), expected)
 
     def _expected(self, name: str, epoch: int) -> np.ndarray:
-        variable = next(v for v in schema.PER_SAMPLE if v.name == name)
+        variable = next(v for v in self.store.per_sample if v.name == name)
         values = np.full(N, variable.fill, variable.dtype)
         for block in range(BLOCKS):
             if found := self.blocks.get((epoch, block)):

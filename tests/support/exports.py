@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from daskcurv.measures import MEASURES
 from daskcurv.storage import ResultsStore, schema
 
 N, BLOCK = 10, 4
@@ -22,11 +23,10 @@ def epoch_values(epoch: int) -> dict[str, np.ndarray]:
     """What the store holds for an epoch: random, and the fill values where not active."""
     generator = np.random.default_rng(epoch)
     values = {
-        variable.name: generator.normal(size=N).astype(variable.dtype)
-        for variable in schema.MEASURES
+        variable.name: generator.normal(size=N).astype(variable.dtype) for variable in MEASURES
     }
     values["prediction"] = generator.integers(0, 5, N).astype(np.int16)
-    for variable in schema.MEASURES:
+    for variable in MEASURES:
         values[variable.name][~active(epoch)] = variable.fill
     values["status"] = np.where(active(epoch), schema.COMPUTED, schema.INACTIVE).astype(np.uint8)
     return values

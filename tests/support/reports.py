@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskcurv.experiment.curriculum import Schedule
+from daskcurv.measures import MEASURES
 from daskcurv.storage import ResultsStore, schema
 
 EPOCHS = np.array([0, 3, 4, 5, 7, 10])
@@ -82,7 +83,7 @@ class Made:
         for row in range(len(EPOCHS)):
             filled: dict[str, Any] = {
                 variable.name: np.full(COUNT, variable.fill, variable.dtype)
-                for variable in schema.MEASURES
+                for variable in MEASURES
             }
             filled |= {name: values[row] for name, values in columns.items()}
             status = np.where(self.active[row], schema.COMPUTED, schema.INACTIVE)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from daskcurv.experiment.curriculum import Schedule
+from daskcurv.measures import MEASURES
 from daskcurv.storage import ResultsStore, schema
 
 N, BLOCK, CLASSES = 11, 4, 5
@@ -17,7 +18,7 @@ IDENTITY = {
     "head": "all",
     "classes": {"order": [0, 1, 2, 3, 4], "initial": 2},
 }
-PER_SAMPLE = [*(variable.name for variable in schema.MEASURES), "status"]
+PER_SAMPLE = [*(variable.name for variable in MEASURES), "status"]
 
 
 def sample_columns() -> dict[str, np.ndarray]:
@@ -57,14 +58,14 @@ def block_values(
     generator = np.random.default_rng([seed, block])
     values: dict[str, np.ndarray] = {
         variable.name: generator.normal(size=stop - start).astype(variable.dtype)
-        for variable in schema.MEASURES
+        for variable in store.measures
     }
     values["prediction"] = generator.integers(0, CLASSES, stop - start).astype(np.int16)
     values["status"] = np.full(stop - start, schema.COMPUTED, np.uint8)
     inactive = np.arange(stop - start) == stop - start - 1
     if active is not None:
         inactive = ~active[start:stop]
-    for variable in schema.MEASURES:
+    for variable in store.measures:
         values[variable.name][inactive] = variable.fill
     values["status"][inactive] = schema.INACTIVE
     return values
@@ -72,7 +73,7 @@ def block_values(
 
 def inactive_values(count: int) -> dict[str, np.ndarray]:
     values: dict[str, np.ndarray] = {
-        variable.name: np.full(count, variable.fill, variable.dtype) for variable in schema.MEASURES
+        variable.name: np.full(count, variable.fill, variable.dtype) for variable in MEASURES
     }
     values["status"] = np.full(count, schema.INACTIVE, np.uint8)
     return values

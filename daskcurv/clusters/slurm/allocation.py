@@ -23,7 +23,14 @@ import dask
 from distributed import Client, Scheduler
 from distributed.deploy.spec import SpecCluster
 
-from daskcurv.clusters.base import scheduler_settings, way_to_dashboard, worker_names
+from daskcurv.clusters.base import (
+    Reason,
+    Why,
+    Workers,
+    scheduler_settings,
+    way_to_dashboard,
+    worker_names,
+)
 from daskcurv.clusters.options import ClusterOptions, check_interface
 from daskcurv.clusters.slurm import commands as slurm_commands
 from daskcurv.clusters.slurm.cluster import ALLOWED_FAILURES
@@ -164,7 +171,7 @@ class Steps:
         """Note that some worker finished a block."""
         self._fleet.block_done()
 
-    def tend(self) -> str:
+    def poll(self) -> Workers:
         """Start workers where there are none; see `daskcurv.clusters.base.Cluster`."""
         now = time.monotonic()
         connected = set(worker_names(self.client))
@@ -206,7 +213,22 @@ class Steps:
                 self._start(slot)
         if all(slot.step is None and slot.place in excluded for slot in self._slots):
             raise self._fleet.hopeless("no worker could be started on any node of this allocation")
-        return f"{len(connected)} of {len(self._slots)} workers running"
+        empty = [slot for slot in self._slots if slot.step is None]
+        return Workers(
+            "allocation",
+            running=len(connected),
+            starting=sum(
+                slot.step is not None and slot.worker not in connected for slot in self._slots
+            ),
+            waiting=len(empty),
+            wanted=len(self._slots),
+            reasons=tuple(
+                Reason(
+                    Why.NODE_EXCLUDED if slot.place in excluded else Why.BACKING_OFF, slot.place, 1
+                )
+                for slot in empty
+            ),
+        )
 
     def _start(self, slot: Slot) -> None:
         slot.starts += 1

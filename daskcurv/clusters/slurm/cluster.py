@@ -3,7 +3,7 @@
 dask-jobqueue writes the job script and submits it. Holding the fleet is done here, because its own
 ways are not enough for a run of days: ``scale`` never replaces a job, ``adapt`` replaces only those
 whose worker had joined, cancels jobs that SLURM has requeued, and a refused submission is but a
-line in a log. Every few seconds `SlurmFleet.tend` asks SLURM for all jobs of the run, lets
+line in a log. Every few seconds `SlurmFleet.poll` asks SLURM for all jobs of the run, lets
 `daskcurv.clusters.slurm.fleet` judge those that ended, and submits what is missing.
 """
 
@@ -24,7 +24,14 @@ import dask
 from distributed import Client
 from distributed.core import Status
 
-from daskcurv.clusters.base import scheduler_settings, way_to_dashboard, worker_names
+from daskcurv.clusters.base import (
+    Reason,
+    Why,
+    Workers,
+    scheduler_settings,
+    way_to_dashboard,
+    worker_names,
+)
 from daskcurv.clusters.options import ClusterOptions, check_interface
 from daskcurv.clusters.slurm import commands as slurm_commands
 from daskcurv.clusters.slurm.commands import Job, SlurmError
@@ -38,7 +45,7 @@ from daskcurv.logs import LOG_DIR
 log = logging.getLogger(__name__)
 
 ALLOWED_FAILURES = 20
-TEND_SECONDS = 3.0
+POLL_SECONDS = 3.0
 PAUSE_SECONDS = 30.0
 
 # Reasons for which SLURM lets a job wait that no waiting ends.
@@ -118,7 +125,9 @@ class SlurmFleet:
         self._joined: set[str] = set()
         self._running_since: dict[str, float] = {}
         self._lost: Counter[str] = Counter()
-        self._text = "submitting jobs"
+        self._workers = Workers(
+            "slurm", running=0, wanted=options.gpus, reasons=(Reason(Why.SUBMITTING),)
+        )
         # SLURM is asked in another thread, as it may take its time, and blocks go on meanwhile.
         self._asker = ThreadPoolExecutor(1)
         self._asked: Future[dict[str, Job]] | None = None
@@ -135,16 +144,16 @@ class SlurmFleet:
         """Note that some worker finished a block."""
         self._fleet.block_done()
 
-    def tend(self) -> str:
+    def poll(self) -> Workers:
         """Replace jobs that ended; see `daskcurv.clusters.base.Cluster`."""
         now = time.monotonic()
         if self._asked is None and now >= self._ask_at:
             self._ids.update(job.job_id for job in self._cluster.workers.values() if job.job_id)
             self._asked = self._asker.submit(slurm_commands.queue, self._name, set(self._ids))
         if self._asked is None or not self._asked.done():
-            return self._text
+            return self._workers
         asked, self._asked = self._asked, None
-        self._ask_at = now + TEND_SECONDS
+        self._ask_at = now + POLL_SECONDS
         connected = {name.split(".")[0] for name in worker_names(self.client)}
         self._joined |= connected
         self._ids |= connected
@@ -154,16 +163,21 @@ class SlurmFleet:
             if not self._is_silent:
                 log.warning("SLURM does not answer; retrying: %s", error)
             self._is_silent = True
-            self._text = f"{len(connected)} of {self._options.gpus} workers, SLURM does not answer"
-            return self._text
+            self._workers = self._count({}, connected, Reason(Why.NO_ANSWER))
+            return self._workers
         self._is_silent = False
         if connected:
             self._fleet.joined(job.node for job in queue.values() if job.id in connected)
         self._judge(queue, connected, now)
         self._submit(queue, now)
         self._look_out_for_stuck_jobs(queue, connected, now)
-        self._text = self._describe(queue, connected)
-        return self._text
+        reasons = Counter(job.reason for job in queue.values() if job.is_waiting)
+        self._workers = self._count(
+            queue,
+            connected,
+            *(Reason(Why.QUEUED, reason, count) for reason, count in sorted(reasons.items())),
+        )
+        return self._workers
 
     def _judge(self, queue: dict[str, Job], connected: set[str], now: float) -> None:
         ends = []
@@ -252,16 +266,15 @@ class SlurmFleet:
             self._cluster.new_spec["options"].update(settings)
         self._cluster.scale(wanted)
 
-    def _describe(self, queue: dict[str, Job], connected: set[str]) -> str:
-        waiting = [job for job in queue.values() if job.is_waiting]
-        starting = [j for j in queue.values() if j.is_running and j.id not in connected]
-        text = f"{len(connected)} of {self._options.gpus} workers running"
-        if starting:
-            text += f", {len(starting)} starting"
-        if waiting:
-            reasons = sorted({job.reason for job in waiting})
-            text += f", {len(waiting)} waiting in the queue ({', '.join(reasons)})"
-        return text
+    def _count(self, queue: dict[str, Job], connected: set[str], *reasons: Reason) -> Workers:
+        return Workers(
+            "slurm",
+            running=len(connected),
+            starting=sum(job.is_running and job.id not in connected for job in queue.values()),
+            waiting=sum(job.is_waiting for job in queue.values()),
+            wanted=self._options.gpus,
+            reasons=reasons,
+        )
 
     def _look_out_for_stuck_jobs(
         self, queue: dict[str, Job], connected: set[str], now: float

@@ -23,7 +23,7 @@ from daskcurv.estimators.kernels import dense
 from daskcurv.estimators.precision import tensor_float32
 from daskcurv.estimators.probes import draw_probe
 from daskcurv.estimators.scoring import Scorer
-from daskcurv.experiment.data.cifar import DIRECTORY, normalise, read_cifar
+from daskcurv.experiment.data.cifar import DIRECTORY, read_cifar
 from daskcurv.experiment.resnet18 import ModelSpec
 
 RELEASED = "released, float32"
@@ -281,7 +281,7 @@ def digits(seed: int) -> tuple[Tensor, Tensor]:
         make_dataset(Path(root))
         dataset = read_cifar(Path(root) / DIRECTORY)
     order = torch.randperm(len(dataset.labels), generator=torch.Generator().manual_seed(seed))
-    return normalise(dataset.images)[order], torch.from_numpy(dataset.labels)[order]
+    return dataset.normalise(dataset.images)[order], torch.from_numpy(dataset.labels)[order]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from torch import device as torch_device
 from daskcurv.clusters.local import available_cores
 from daskcurv.demo import demo_options, make_dataset, train
 from daskcurv.runs.cost import dry_run
-from daskcurv.runs.inputs import gather
+from daskcurv.runs.inputs import experiment_of
 from daskcurv.runs.launch import launch
 from daskcurv.storage import ResultsStore
 
@@ -57,7 +57,7 @@ def measure(directory: Path) -> dict[str, Any]:
     store = ResultsStore.open(options.store)
     before, done = float(store.read("compute_seconds").sum()), int(store.done_blocks().sum())
     with redirect_stdout(None):
-        estimate = dry_run(options, gather(options))
+        estimate = dry_run(options, experiment_of(options))
     assert estimate.device_seconds is not None
     assert estimate.workers is not None
     began = time.monotonic()

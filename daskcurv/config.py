@@ -21,8 +21,33 @@ from daskcurv.errors import ConfigError
 Head = Literal["all", "active"]
 HEADS: tuple[str, ...] = get_args(Head)
 
-Method = Literal["auto", "difference-propagation", "finite-difference", "zeroth-order"]
-METHODS: tuple[str, ...] = get_args(Method)
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What the program has to know about a method.
+
+    Attributes
+    ----------
+    propagates : bool
+        Whether it carries differences through the network, in a precision that can be chosen.
+    differentiates : bool
+        Whether it takes gradients, and so gives the measures of them.
+    probes_per_draw : int
+        How many probes make one independent value of the curvature.
+    """
+
+    propagates: bool = False
+    differentiates: bool = True
+    probes_per_draw: int = 1
+
+
+TRAITS = {
+    "auto": Traits(propagates=True),
+    "difference-propagation": Traits(propagates=True),
+    "finite-difference": Traits(),
+    "zeroth-order": Traits(differentiates=False, probes_per_draw=2),
+}
+METHODS: tuple[str, ...] = tuple(TRAITS)
 
 Precision = Literal["auto", "bfloat16", "tf32", "float32"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
@@ -68,16 +93,28 @@ class EstimatorConfig:
             value: Any = getattr(self, name)
             if not (isinstance(value, Real) and 0 < float(value) < math.inf):
                 raise ConfigError(f"{name} is {value!r}; expected a finite number above 0")
+        check_choice("method", self.method, METHODS)
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision is {self.precision!r}; expected one of {PRECISIONS}")
         if not (isinstance(n_probes, Integral) and int(n_probes) >= 1):
             raise ConfigError(f"n_probes is {n_probes!r}; expected an integer, 1 or more")
-        if self.method == "zeroth-order" and n_probes % 2:
+        if n_probes % self.traits.probes_per_draw:
             raise ConfigError(
-                f"n_probes is {n_probes}; zeroth-order takes probes in pairs: choose an even number"
+                f"n_probes is {n_probes}; {self.method} takes probes in pairs: choose an even "
+                "number"
             )
         if not (isinstance(seed, Integral) and 0 <= int(seed) < 2**64):
             raise ConfigError(f"seed is {seed!r}; expected an integer from 0 to 2**64 - 1")
+
+    @property
+    def traits(self) -> Traits:
+        """What distinguishes the method."""
+        return TRAITS[self.method]
+
+    @property
+    def draws(self) -> int:
+        """How many independent values a mean over the probes is of."""
+        return self.n_probes // self.traits.probes_per_draw
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as a JSON-able dictionary."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -100,49 +101,28 @@ class Measure:
 
 _STEP = "Δg = ∇L(x + h v) − ∇L(x), with the step h and probes v of the store's identity"
 
+_over_probes = partial(Measure, units="nat", comment=_STEP, computed_in="probes")
+
 MEASURES = (
-    Measure(
-        "curvature",
-        "mean over probes of the norm of Δg",
-        "nat",
-        _STEP,
-        computed_in="probes",
-        gradient_power=1,
-        documented=True,
+    _over_probes(
+        "curvature", "mean over probes of the norm of Δg", gradient_power=1, documented=True
     ),
-    Measure(
-        "curvature_sq",
-        "mean over probes of the squared norm of Δg",
-        "nat2",
-        _STEP,
-        computed_in="probes",
-        gradient_power=2,
+    _over_probes(
+        "curvature_sq", "mean over probes of the squared norm of Δg", units="nat2", gradient_power=2
     ),
-    Measure(
-        "directional_eig",
-        "mean over probes of (h v)·Δg",
-        "nat",
-        _STEP,
-        computed_in="probes",
-        gradient_power=1,
+    _over_probes(
+        "directional_eig", "mean over probes of (h v)·Δg", gradient_power=1, documented=True,
         needs_gradients=True,
-        documented=True,
     ),
     Measure("loss", "cross-entropy of the sample alone", "nat"),
     Measure(
-        "grad_norm",
-        "norm of the input gradient of the sample's loss",
-        "nat",
-        gradient_power=1,
+        "grad_norm", "norm of the input gradient of the sample's loss", "nat", gradient_power=1,
         needs_gradients=True,
     ),
     Measure(
-        "prediction",
-        "class with the largest logit; -1 where not computed",
-        dtype="int16",
-        fill=-1,
+        "prediction", "class with the largest logit; -1 where not computed", dtype="int16", fill=-1
     ),
-)
+)  # fmt: skip
 """In the order of a new store's list."""
 
 FORMAT_1 = MEASURES[:6]

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from daskcurv.atomic import whole_file
 from daskcurv.experiment.curriculum import TRAIN, Schedule, class_order_of, held_out_split
-from daskcurv.experiment.data.cifar import DIRECTORY, normalise, read_cifar
+from daskcurv.experiment.data.cifar import DIRECTORY, read_cifar
 from daskcurv.experiment.resnet18 import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def train(directory: Path, run: TrainingRun) -> None:
     order = class_order_of(0, run.spec.num_classes)
     (directory / "class_order").mkdir(exist_ok=True)
     np.save(directory / "class_order" / "index-0.npy", order)
-    images, labels = normalise(dataset.images), torch.from_numpy(dataset.labels)
+    images, labels = dataset.normalise(dataset.images), torch.from_numpy(dataset.labels)
     split = held_out_split(dataset.labels, run.validation_per_class)
     trained_on = torch.from_numpy(split == TRAIN)
 

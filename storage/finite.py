@@ -16,6 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from daskcurv.atomic import write_whole
+from daskcurv.experiment.identity import Recorded
 from daskcurv.storage import schema
 from daskcurv.storage.working import ResultsStore
 
@@ -26,7 +27,7 @@ EPOCHS_NOT_FINITE = "epochs_not_finite"
 def measures_of(store: ResultsStore) -> list[str]:
     """Return the measures that every computed sample of a store has, of those with fractions."""
     measures = [measure for measure in store.measures if not measure.is_integer]
-    if store.identity.get("estimator", {}).get("method") == "zeroth-order":
+    if not Recorded.of(store.identity).differentiates:
         measures = [measure for measure in measures if not measure.needs_gradients]
     if "imported" in store.attrs:
         # A tree need not have the others, which are NaN then.

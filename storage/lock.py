@@ -50,7 +50,7 @@ class LauncherLock:
         self._store = store
         self._names = (beside(store, ".lock"), followed(store) / INSIDE)
         self._files: list[Path] = []
-        self._buried: set[str] = set()
+        self._removed: set[str] = set()
 
     def cover(self, store: Path) -> None:
         """Hold a store that exists by the file inside it, too.
@@ -113,7 +113,7 @@ class LauncherLock:
                 # Written beside and linked into place, so that a lock that exists names its owner.
                 draft.write_text(json.dumps(_me(self.token, path.parent)))
                 while not self._linked(draft, path):
-                    self._bury(path)
+                    self._remove_stale(path)
             finally:
                 draft.unlink(missing_ok=True)
         except OSError as error:
@@ -132,25 +132,25 @@ class LauncherLock:
             return self._owns(path)
         return True
 
-    def _bury(self, path: Path) -> None:
+    def _remove_stale(self, path: Path) -> None:
         """Remove a dead launcher's lock, or raise `StoreError` if its owner lives."""
         owner = _read(path)
         _refuse_if_alive(path, owner, partial(_age, path), self._names)
         # Of several launchers that find the lock stale, one wins the rename; the rest try again.
-        grave = path.with_name(f"{path.name}.{self.token}.stale")
+        stale = path.with_name(f"{path.name}.{self.token}.stale")
         with contextlib.suppress(FileNotFoundError):
-            os.rename(path, grave)
-            if _read(grave) != owner:
+            os.rename(path, stale)
+            if _read(stale) != owner:
                 # Between reading and renaming, another launcher took over; give it back its lock,
                 # unless a third has one by now: the other will notice.
                 with contextlib.suppress(FileExistsError):
-                    os.link(grave, path)
-                grave.unlink()
+                    os.link(stale, path)
+                stale.unlink()
                 return
-            grave.unlink()
+            stale.unlink()
             who = _who(owner) if owner else "unreadable"
-            if who not in self._buried:
-                self._buried.add(who)
+            if who not in self._removed:
+                self._removed.add(who)
                 log.warning("took over the lock of a launcher that is gone (%s)", who)
 
     def _touch(self) -> None:

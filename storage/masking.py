@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from daskcurv.config import Identity
 from daskcurv.errors import StoreError
+from daskcurv.experiment.identity import Recorded
 from daskcurv.storage import schema
 from daskcurv.storage.chunks import Key, shown
 from daskcurv.storage.lazy import lazy_variable
@@ -156,7 +157,8 @@ def standard_error(
     ndarray of float32
         sqrt((square − mean²) / (draws − 1)); NaN with a single draw.
     """
-    draws = _draws(identity)
+    estimator = Recorded.of(identity).estimator
+    draws = estimator.draws if estimator else 1
     if draws < 2:
         return np.full_like(mean, np.nan)
     wide = mean.astype(np.float64)
@@ -166,14 +168,7 @@ def standard_error(
 
 
 def _from_draws(identity: Identity) -> str:
-    # What an imported store has in place of the number of probes is no record of one.
-    if "imported" in identity:
+    estimator = Recorded.of(identity).estimator
+    if estimator is None:
         return "NaN because the number of probes is not known"
-    return f"from {_draws(identity)} draws"
-
-
-def _draws(identity: Identity) -> int:
-    estimator = identity["estimator"]
-    draws: int = estimator["n_probes"]
-    # A pair of probes is one draw.
-    return draws // 2 if estimator["method"] == "zeroth-order" else draws
+    return f"from {estimator.draws} draws"

@@ -13,7 +13,7 @@ from dask.array.core import normalize_chunks
 from numpy.typing import NDArray
 
 from daskcurv.errors import ConfigError, StoreError
-from daskcurv.experiment.curriculum import first_epochs_trained
+from daskcurv.experiment.identity import Recorded
 from daskcurv.storage import schema
 from daskcurv.storage.attributes import writable
 from daskcurv.storage.chunks import UNREADABLE, Key
@@ -67,7 +67,7 @@ def open_results(
     -------
     xarray.Dataset
         Dimensions ``(epoch, sample)``, sorted by epoch. Besides what is stored it has
-        ``curvature_stderr``, the standard error of ``curvature`` for want of more probes, and
+        ``curvature_stderr``, the standard error of ``curvature`` (its probes are a sample), and
         the coordinates ``first_epoch_trained`` (int64, by sample: the first epoch whose weights
         had been trained on the sample's class; -1 if no schedule is recorded, as in an imported
         store) and ``trained`` (bool, by epoch and sample: whether the weights had been; True where
@@ -135,7 +135,9 @@ def _chunks(chunks: Chunks, shape: tuple[int, ...]) -> dict[str, Any]:
 
 def _trained(store: ResultsStore, columns: xr.Dataset) -> dict[str, xr.Variable]:
     """Return which weights had been trained on which samples' classes, as coordinates."""
-    first = first_epochs_trained(store.identity["classes"], columns.class_position.values)
+    first = Recorded.of(store.identity).curriculum.first_epochs_trained(
+        columns.class_position.values
+    )
     read = partial(_is_trained, columns.epoch.values, first)
     return {
         "first_epoch_trained": xr.Variable("sample", first, _FIRST_TRAINED),

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
 from daskcurv import measures as table
@@ -37,9 +38,16 @@ from daskcurv.errors import StoreError
 from daskcurv.measures import Measure
 from daskcurv.storage import schema
 from daskcurv.storage.contents import StoreContents
-from daskcurv.storage.group import CODECS, consolidate, numpy_dtype, open_group, writing
+from daskcurv.storage.group import (
+    CODECS,
+    array_of,
+    consolidate,
+    create_array,
+    numpy_dtype,
+    open_group,
+    writing,
+)
 from daskcurv.storage.lock import LauncherLock
-from daskcurv.storage.template import write_template
 
 Columns = Mapping[str, Sequence[Any] | NDArray[Any]]
 
@@ -101,7 +109,7 @@ class ResultsStore(StoreContents):
             )
         with writing(f"results store {path}"), whole_directory(path) as building:
             listed = table.MEASURES if measures is None else measures
-            write_template(building, identity, samples, listed, block_size, attrs or {})
+            _write_template(building, identity, samples, listed, block_size, attrs or {})
             # With the lock, so that it is held just before the store gets its name.
             cls(building, lock)._append_rows(epochs)
         return cls.open(path, lock=lock)
@@ -293,3 +301,37 @@ class ResultsStore(StoreContents):
     ) -> None:
         array = self.array(variable.name)
         array[row, start:stop] = np.asarray(values[variable.name]).astype(variable.dtype)
+
+
+def _write_template(
+    path: Path,
+    identity: Identity,
+    samples: Columns,
+    measures: Sequence[Measure],
+    block_size: int,
+    attrs: Mapping[str, Any],
+) -> None:
+    """Write a store without epochs into an empty directory."""
+    variables = schema.all_variables(measures)
+    group = zarr.create_group(
+        path,
+        zarr_format=3,
+        overwrite=True,
+        attributes={
+            **attrs,
+            "daskcurv_format": schema.FORMAT_VERSION,
+            "identity": identity,
+            "fingerprint": fingerprint(identity),
+            "block_size": block_size,
+            "epochs": [],
+            "coordinates": " ".join(v.name for v in variables if v.coordinate),
+            schema.MEASURES: [measure.to_json() for measure in measures],
+        },
+    )
+    group.create_group(schema.DIGEST.name.rpartition("/")[0])
+    num_samples = len(samples["sample"])
+    for variable in variables:
+        create_array(group, variable, num_samples, block_size, len(measures) + 1)
+    for variable in schema.SAMPLE_VARIABLES:
+        array_of(group, variable.name)[:] = np.asarray(samples[variable.name], dtype=variable.dtype)
+    consolidate(path)

@@ -13,6 +13,7 @@ import xarray as xr
 
 from daskcurv.atomic import whole_directory
 from daskcurv.errors import ExportError, StoreWriteError
+from daskcurv.experiment.identity import Recorded
 from daskcurv.storage.attributes import identity_of
 from daskcurv.storage.group import consolidate
 
@@ -50,14 +51,14 @@ def naming(dataset: xr.Dataset, store: Path) -> Naming:
     store : Path
         Where it was opened.
     """
-    identity = identity_of(dataset)
-    run = identity.get("experiment_index")
+    recorded = Recorded.of(identity_of(dataset))
+    run = recorded.experiment_index
     _, sizes = np.unique(dataset.label.values, return_counts=True)
     whole = len(sizes) == _CIFAR100["classes"] and (sizes == _CIFAR100["samples of each"]).all()
     if run is not None and whole:
         fields = {"dataset": "cifar100", "run_idx": run, "noise_level": 0.0}
         return Naming(f"cifar100_run{run}_noise_0.0", fields)
-    digest = identity.get("dataset", {}).get("sha256")
+    digest = recorded.dataset.get("sha256")
     fields = {
         "dataset": f"sha256:{digest}" if digest else None,
         "run_idx": run,

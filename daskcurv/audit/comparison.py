@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from daskcurv.config import EstimatorConfig
 from daskcurv.estimators.scoring import Scorer
+from daskcurv.estimators.selection import compared, direct
 from daskcurv.estimators.tracing import CONVOLUTIONS
 
 TF32_BITS = 10
@@ -70,20 +71,11 @@ def compare(
         default for recent GPUs alone.
     """
     sample = images, labels, sample_ids
-    direct = replace(config, method="finite-difference", precision="float32")
-    true = Scorer(model, direct, device=device, batch_size=len(images), dtype=torch.float64)
+    true = Scorer(model, direct(config), device=device, batch_size=len(images), dtype=torch.float64)
     expected = true.score(*sample).curvature
 
-    precisions = ["bfloat16", "float32"] + (["tf32"] if device.type == "cuda" else [])
-    settings = {
-        f"difference propagation, {precision}": replace(
-            config, method="difference-propagation", precision=precision
-        )
-        for precision in precisions
-    }
-    settings["direct finite differences, float32"] = direct
     results = []
-    for name, chosen in settings.items():
+    for name, chosen in compared(config, device).items():
         scorer = Scorer(model, chosen, device=device, batch_size=batch_size)
         rows = torch.arange(scorer.batch_size) % len(images)
         full = images[rows], labels[rows], sample_ids[rows]
@@ -92,8 +84,9 @@ def compare(
         scorer.score(*full)
         rate = len(rows) / (time.perf_counter() - started)
         results.append(Comparison(name, *_errors(scores.curvature[: len(images)], expected), rate))
-    rounded = Scorer(with_tf32_convolutions(model), direct, device=device, batch_size=len(images))
-    found = rounded.score(*sample).curvature
+    rounded = with_tf32_convolutions(model)
+    scorer = Scorer(rounded, direct(config), device=device, batch_size=len(images))
+    found = scorer.score(*sample).curvature
     results.append(Comparison("direct, TF32 convolutions", *_errors(found, expected)))
     return results
 

@@ -21,14 +21,12 @@ from numpy.typing import NDArray
 from daskcurv import surroundings
 from daskcurv.audit.comparison import compare
 from daskcurv.clusters.local import available_cores, visible_gpus
-from daskcurv.config import EstimatorConfig
 from daskcurv.errors import DaskcurvError
-from daskcurv.estimators.auto import has_fast_bfloat16
 from daskcurv.estimators.kernels import KERNELS
 from daskcurv.estimators.precision import lowered_precision
-from daskcurv.experiment.checkpoints import check_all, read_state_dict
-from daskcurv.experiment.curriculum import active_samples
-from daskcurv.experiment.data.cifar import normalise
+from daskcurv.estimators.selection import described, has_fast_bfloat16
+from daskcurv.experiment.checkpoints import check_all
+from daskcurv.experiment.experiment import Experiment
 from daskcurv.places import existing, exists
 from daskcurv.runs.cost import (
     Size,
@@ -38,7 +36,7 @@ from daskcurv.runs.cost import (
     store_size,
     workers_of,
 )
-from daskcurv.runs.inputs import PROPAGATION, Inputs, gather, sample_columns
+from daskcurv.runs.inputs import experiment_of, selected
 from daskcurv.runs.options import LaunchOptions
 from daskcurv.spread import evenly
 from daskcurv.storage import schema
@@ -91,18 +89,18 @@ def examine(options: LaunchOptions, inputs_named: bool) -> bool:
     device = _devices(report)
     exact = _arithmetic(report, device)
     _cluster(report)
-    inputs = _inputs(report, options, inputs_named)
-    _disk(report, options, inputs)
-    if inputs is not None and exact:
-        _methods(report, options, inputs, device)
-    print(f"\n{_verdict(report, inputs)}")
+    experiment = _experiment(report, options, inputs_named)
+    _disk(report, options, experiment)
+    if experiment is not None and exact:
+        _methods(report, options, experiment, device)
+    print(f"\n{_verdict(report, experiment)}")
     return not report.failed
 
 
-def _verdict(report: _Report, inputs: Inputs | None) -> str:
+def _verdict(report: _Report, experiment: Experiment | None) -> str:
     if report.failed:
         return "a run is not possible: see FAIL above"
-    if inputs is None:
+    if experiment is None:
         return (
             "a run is possible on this machine. Not checked, because no inputs were given: "
             "weights, data, class order, required disk space, and the methods' errors and speed"
@@ -195,7 +193,7 @@ def _cluster(report: _Report) -> None:
         report.fail(f"no TLS between processes: {error}; install the package cryptography")
 
 
-def _inputs(report: _Report, options: LaunchOptions, named: bool) -> Inputs | None:
+def _experiment(report: _Report, options: LaunchOptions, named: bool) -> Experiment | None:
     report.section("inputs")
     try:
         if not named and not _any_exists(options):
@@ -204,33 +202,33 @@ def _inputs(report: _Report, options: LaunchOptions, named: bool) -> Inputs | No
                 "--data_path to check inputs and to measure errors and speed"
             )
             return None
-        inputs = gather(options)
-        found = list(inputs.checkpoints.items())
+        experiment = experiment_of(options)
+        found = list(experiment.checkpoints.items())
         some = dict(found[place] for place in evenly(len(found), _FILES_READ))
-        check_all(some, inputs.model, {})
+        check_all(some, experiment.network, {})
     except DaskcurvError as error:
         report.fail(str(error))
         return None
-    report.ok(f"data: {options.data_path}, {len(inputs.dataset):,} samples")
-    report.ok(f"class order: {inputs.class_order_source}")
-    report.ok(f"weights: {len(inputs.checkpoints)} epochs, {len(some)} of them read completely")
-    return inputs
+    report.ok(f"data: {options.data_path}, {len(experiment.dataset):,} samples")
+    report.ok(f"class order: {experiment.class_order_source}")
+    report.ok(f"weights: {len(experiment.checkpoints)} epochs, {len(some)} of them read completely")
+    return experiment
 
 
 def _any_exists(options: LaunchOptions) -> bool:
     return exists(options.model_dir, "model directory") or exists(options.data_path, "data set")
 
 
-def _disk(report: _Report, options: LaunchOptions, inputs: Inputs | None) -> None:
+def _disk(report: _Report, options: LaunchOptions, experiment: Experiment | None) -> None:
     report.section("disk")
     place = existing(options.store)
     free = shutil.disk_usage(place).free
-    if inputs is None:
+    if experiment is None:
         report.note(f"{size_text(free)} free at {place}; the required space depends on the inputs")
         return
-    num_samples = len(inputs.dataset)
-    export = export_size(len(inputs.checkpoints), num_samples) if options.export else Size()
-    size = store_size(_active(options, inputs), num_samples) + export + copy_size(inputs.dataset)
+    num_samples = len(experiment.dataset)
+    export = export_size(len(experiment.checkpoints), num_samples) if options.export else Size()
+    size = store_size(_active(experiment), num_samples) + export + copy_size(experiment.dataset)
     text = (
         f"about {size_text(size.on_disk)} on disk needed for {options.store} and the files "
         f"written with it, {size_text(free)} free"
@@ -241,20 +239,17 @@ def _disk(report: _Report, options: LaunchOptions, inputs: Inputs | None) -> Non
         report.ok(text)
 
 
-def _active(options: LaunchOptions, inputs: Inputs) -> NDArray[np.int64]:
+def _active(experiment: Experiment) -> NDArray[np.int64]:
     """Return the active samples of each block, in the order of epochs."""
-    first_active = np.asarray(sample_columns(inputs, options)["first_epoch_active"], np.int64)
-    return active_samples(first_active, list(inputs.checkpoints), schema.DEFAULT_BLOCK_SIZE)
+    return experiment.active_per_block(list(experiment.checkpoints), schema.DEFAULT_BLOCK_SIZE)
 
 
-def _methods(report: _Report, options: LaunchOptions, inputs: Inputs, device: torch.device) -> None:
-    epoch = max(inputs.checkpoints)
-    config = options.estimator
-    model = inputs.model.build()
-    model.load_state_dict(read_state_dict(inputs.checkpoints[epoch])[0])
-    num_active = options.schedule.num_active(epoch, len(inputs.class_order))
-    active = np.isin(inputs.dataset.labels, inputs.class_order[:num_active])
-    ids = np.flatnonzero(active)
+def _methods(
+    report: _Report, options: LaunchOptions, experiment: Experiment, device: torch.device
+) -> None:
+    epoch = max(experiment.checkpoints)
+    config = experiment.estimator
+    ids = np.flatnonzero(experiment.active(epoch))
     if not len(ids):
         report.note(f"no sample has an active class at epoch {epoch}: methods are not measured")
         return
@@ -266,21 +261,19 @@ def _methods(report: _Report, options: LaunchOptions, inputs: Inputs, device: to
         torch.set_num_threads(1)  # as in a worker
     KERNELS.compile()
     rows = compare(
-        model.eval(),
-        normalise(inputs.dataset.images[ids]),
-        torch.from_numpy(inputs.dataset.labels[ids]),
-        torch.from_numpy(ids),
+        experiment.model(epoch).eval(),
+        *experiment.dataset.inputs(ids),
         config,
         device=device,
         batch_size=options.batch_size,
     )
     workers = workers_of(options) or 1
-    total = int(_active(options, inputs).sum())
+    total = int(_active(experiment).sum())
     print(f"        {'error of curvature':>53}  {'samples/s':>9}  {f'{workers} workers':>16}")
     print(
         f"        {'method':<36}{'median':>8}{'worst':>9}  {'1 worker':>9}  {'for all epochs':>16}"
     )
-    report.ok(_choice(options, inputs.estimator, device))
+    report.ok(_choice(options))
     for row in rows:
         speed = f"{'':>9}  {'':>16}"
         if row.samples_per_second > 0:
@@ -289,17 +282,9 @@ def _methods(report: _Report, options: LaunchOptions, inputs: Inputs, device: to
         print(f"        {row.name:<36}{row.median_error:>8.0e}{row.worst_error:>9.0e}  {speed}")
 
 
-def _choice(options: LaunchOptions, estimator: EstimatorConfig, device: torch.device) -> str:
-    """Return the method and precision that a run here uses, and why."""
-    asked = options.estimator
+def _choice(options: LaunchOptions) -> str:
+    """Return the method and precision that a run uses, and why."""
+    config, reason = selected(options)
     if options.store.exists():
-        why = f"as in {options.store}"
-    elif asked.precision != "auto" or asked.method not in ("auto", PROPAGATION):
-        why = "as requested"
-    elif has_fast_bfloat16(device):
-        why = f"the {device.type} supports fast bfloat16"
-    else:
-        why = f"the {device.type} has no fast bfloat16"
-    checked = f"{PROPAGATION} (if it passes its self-check)"
-    method = checked if estimator.method == "auto" else estimator.method
-    return f"method for a run: {method}, in {estimator.precision}: {why}"
+        reason = f"as in {options.store}"
+    return f"method for a run: {described(config)}: {reason}"

@@ -34,7 +34,9 @@ def verify_class_partitioning(options: LaunchOptions, num_classes: int = 100) ->
     DataError
         If the class order file is not a permutation of all classes.
     """
-    order, source = find_class_order(options, num_classes)
+    order, source = find_class_order(
+        options.class_order, options.model_dir, options.experiment_index, num_classes
+    )
     schedule = options.schedule
     first_active = schedule.first_epoch_active(num_classes)
     print(f"class order: {source}")

@@ -5,27 +5,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from daskcurv.config import EstimatorConfig
 from daskcurv.errors import CheckpointError, DataError, StoreError
 from daskcurv.estimators.auto import MEDIAN_ERROR, WORST_ERROR
-from daskcurv.estimators.scoring import Scorer
-from daskcurv.experiment.checkpoints import (
-    READERS,
-    check_weights,
-    digest_and_damage,
-    read_state_dict,
-)
-from daskcurv.experiment.curriculum import Schedule
-from daskcurv.experiment.data.cifar import Cifar, normalise
-from daskcurv.experiment.resnet18 import ModelSpec
+from daskcurv.estimators.selection import reference
+from daskcurv.experiment.checkpoints import READERS, digest_and_damage, read_state_dict
+from daskcurv.experiment.data import Dataset
+from daskcurv.experiment.experiment import Experiment
+from daskcurv.experiment.identity import Recorded
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.integrity.digests import Damage
 
@@ -74,8 +67,8 @@ def experiment_index(store: ResultsStore) -> int:
     StoreError
         If the store does not say, as one that was imported.
     """
-    index = store.identity.get("experiment_index")
-    if not isinstance(index, int):
+    index = Recorded.of(store.identity).experiment_index
+    if index is None:
         raise StoreError(
             f"results store {store.path} was not computed from checkpoints by a launch; leave out "
             "--model_dir and --recompute"
@@ -134,7 +127,7 @@ def checkpoint_damage(
 
 
 def recompute(
-    store: ResultsStore, checkpoints: Mapping[int, Path], dataset: Cifar, count: int
+    store: ResultsStore, checkpoints: Mapping[int, Path], dataset: Dataset, count: int
 ) -> list[Recomputed]:
     """Compute random results again, in float64 by direct differences along the same probes.
 
@@ -146,7 +139,7 @@ def recompute(
     store : ResultsStore
     checkpoints : mapping
         File by epoch; epochs without one are left out.
-    dataset : Cifar
+    dataset : Dataset
     count : int
         How many.
 
@@ -162,28 +155,30 @@ def recompute(
     CheckpointError
         If a checkpoint is not the one that the results were computed from.
     """
-    identity = store.identity
-    if dataset.digest() != identity["dataset"]["sha256"]:
+    if dataset.digest() != Recorded.of(store.identity).dataset["sha256"]:
         raise DataError(
             "--data_path is not the data set that results store "
             f"{store.path} was computed from; give that one"
         )
-    first_active = store.read("first_epoch_active")
+    experiment = Experiment.from_identity(store.identity, dataset=dataset, checkpoints=checkpoints)
+    experiment = replace(experiment, estimator=reference(experiment.estimator))
     chosen: defaultdict[int, list[int]] = defaultdict(list)
-    for epoch, sample in _draw(store, [*checkpoints], first_active, count):
+    for epoch, sample in _draw(store, experiment, count):
         chosen[epoch].append(sample)
     recorded = store.read("checkpoint_sha256")
     results = []
     with tqdm(total=count, desc="recomputing", unit=" samples", disable=None) as bar:
         for epoch, samples in sorted(chosen.items()):
             row = store.rows[epoch]
-            scorer = _scorer(store, epoch, checkpoints[epoch], str(recorded[row]))
+            weights, sha256 = read_state_dict(checkpoints[epoch])
+            if sha256 != recorded[row]:
+                raise CheckpointError(
+                    f"checkpoint {checkpoints[epoch]} is not the one that the results of epoch "
+                    f"{epoch} were computed from; restore that file, or omit --recompute"
+                )
+            scorer = experiment.scorer(epoch, dtype=torch.float64, weights=weights)
             ids = np.array(sorted(samples))
-            scores = scorer.score(
-                normalise(dataset.images[ids]),
-                torch.from_numpy(dataset.labels[ids]),
-                torch.from_numpy(ids),
-            )
+            scores = scorer.score(*dataset.inputs(ids))
             curvature, loss = store.read("curvature", row)[ids], store.read("loss", row)[ids]
             found = zip(ids, curvature, scores.curvature, loss, scores.loss, strict=True)
             results += [Recomputed(epoch, int(i), *map(float, values)) for i, *values in found]
@@ -209,15 +204,12 @@ def disagreement(results: list[Recomputed]) -> str:
     return ""
 
 
-def _draw(
-    store: ResultsStore, epochs: list[int], first_active: NDArray[np.int64], count: int
-) -> list[tuple[int, int]]:
+def _draw(store: ResultsStore, experiment: Experiment, count: int) -> list[tuple[int, int]]:
     """Draw pairs of a finished epoch with a checkpoint, and a sample that is active at it."""
     done = store.done_blocks()
     finished = {epoch for epoch, row in store.rows.items() if done[row].all()}
-    usable = sorted(finished.intersection(epochs))
-    active = np.array([(first_active <= epoch).sum() for epoch in usable], np.int64)
-    ends = np.cumsum(active)
+    usable = sorted(finished.intersection(experiment.checkpoints))
+    ends = np.cumsum([experiment.active(epoch).sum() for epoch in usable])
     if not len(ends) or not ends[-1]:
         raise StoreError(
             f"results store {store.path} has no finished epoch with a checkpoint in --model_dir; "
@@ -228,28 +220,6 @@ def _draw(
     pairs = []
     for pick, place in zip(picks, np.searchsorted(ends, picks, side="right"), strict=True):
         epoch = usable[place]
-        within = pick - (ends[place] - active[place])
-        pairs.append((epoch, int(np.flatnonzero(first_active <= epoch)[within])))
+        active = np.flatnonzero(experiment.active(epoch))
+        pairs.append((epoch, int(active[pick - ends[place]])))
     return pairs
-
-
-def _scorer(store: ResultsStore, epoch: int, checkpoint: Path, sha256: str) -> Scorer:
-    identity = store.identity
-    model = ModelSpec(**identity["model"]).build()
-    state_dict, found = read_state_dict(checkpoint)
-    if found != sha256:
-        raise CheckpointError(
-            f"checkpoint {checkpoint} is not the one that the results of epoch {epoch} were "
-            "computed from; restore that file, or omit --recompute"
-        )
-    check_weights(model.state_dict(), state_dict, checkpoint)
-    model.load_state_dict(state_dict)
-    names = {field.name for field in fields(EstimatorConfig)}
-    config = EstimatorConfig(**{k: v for k, v in identity["estimator"].items() if k in names})
-    if config.method == "difference-propagation":
-        config = replace(config, method="finite-difference", precision="float32")
-    order = identity["classes"]["order"]
-    schedule = Schedule.recorded(identity["classes"]) or Schedule()
-    active = order[: schedule.num_active(epoch, len(order))]
-    classes = active if identity["head"] == "active" else None
-    return Scorer(model, config, classes=classes, dtype=torch.float64)

@@ -324,18 +324,18 @@ def _job(args: argparse.Namespace) -> LaunchOptions:
 
 def _plan(args: argparse.Namespace) -> int:
     from daskcurv.runs.cost import dry_run
-    from daskcurv.runs.inputs import gather
+    from daskcurv.runs.inputs import experiment_of
 
     if args.rate is not None and not 0 < args.rate < math.inf:
         raise ConfigError(f"rate is {args.rate}; expected samples per second, greater than 0")
     options = _job(args)
-    dry_run(options, gather(options), args.rate)
+    dry_run(options, experiment_of(options), args.rate)
     return 0
 
 
 def _print_or_submit(options: LaunchOptions, args: argparse.Namespace) -> int:
     from daskcurv.clusters.slurm.submit import launcher_script, submit
-    from daskcurv.runs.inputs import gather
+    from daskcurv.runs.inputs import experiment_of
 
     if "submit" in args:
         script = launcher_script(options.cluster, args.words)
@@ -348,7 +348,7 @@ def _print_or_submit(options: LaunchOptions, args: argparse.Namespace) -> int:
     if "print_job_script" in args:
         print(script, end="")
         return 0
-    gather(options)
+    experiment_of(options)
     job, path = submit(script)
     log.info("submitted as job %s; its log file will be %s", job, path)
     return 0

@@ -113,7 +113,7 @@ def _has_its_origin(args: argparse.Namespace) -> bool:
     """Report whether the store's results are what its checkpoints give."""
     from daskcurv.audit import provenance
     from daskcurv.experiment.checkpoints import discover
-    from daskcurv.experiment.data.cifar import read_cifar
+    from daskcurv.experiment.data import read_dataset
     from daskcurv.storage import ResultsStore
 
     store = ResultsStore.open(args.store)
@@ -133,7 +133,7 @@ def _has_its_origin(args: argparse.Namespace) -> bool:
         log.info("%d epochs with results have no file, the first %d", len(absent), absent[0])
     if damage or not args.recompute:
         return not damage
-    dataset = read_cifar(getattr(args, "data_path", DEFAULTS.data_path))
+    dataset = read_dataset(getattr(args, "data_path", DEFAULTS.data_path))
     results = provenance.recompute(store, checkpoints, dataset, args.recompute)
     errors = [one.error for one in results]
     log.info(

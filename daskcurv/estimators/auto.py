@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from daskcurv.config import EstimatorConfig
-from daskcurv.errors import ConfigError
 from daskcurv.estimators.base import Estimator, Measures, SampleLoss
 from daskcurv.estimators.difference_propagation import DifferencePropagation
 from daskcurv.estimators.finite_difference import FiniteDifference
@@ -48,8 +45,6 @@ class Auto:
         None before the first call.
     """
 
-    method = "auto"
-
     def __init__(self, model: nn.Module, loss: SampleLoss, config: EstimatorConfig):
         self._direct = FiniteDifference(model, loss, config)
         self._fast = DifferencePropagation(model, loss, config)
@@ -75,7 +70,7 @@ class Auto:
         return self._direct(images, labels, sample_ids, probes)
 
     @property
-    def in_use(self) -> str:
+    def method(self) -> str:
         """The methods of all results so far; empty before the first choice."""
         if self.chosen is None:
             return ""
@@ -113,45 +108,3 @@ class Auto:
             f"in the self-check on {len(images)} samples they differ by {median:.1%} (median), "
             f"{worst:.1%} (worst)"
         )
-
-
-def settle(config: EstimatorConfig, device: torch.device) -> EstimatorConfig:
-    """Return the settings with their precision decided for a device.
-
-    If both method and precision are ``"auto"``, a CPU without fast bfloat16 also sets the method:
-    direct finite differences. A precision that is given, or taken from an existing store, does not
-    change the method.
-
-    Raises
-    ------
-    ConfigError
-        If the method does not support the requested precision.
-    """
-    propagates = config.method in ("auto", "difference-propagation")
-    if not propagates and config.precision not in ("auto", "float32"):
-        raise ConfigError(
-            f"precision is {config.precision!r}, but method {config.method!r} is always computed "
-            "in float32; omit one of them"
-        )
-    if config.precision != "auto":
-        return config
-    if propagates and has_fast_bfloat16(device):
-        return replace(config, precision="bfloat16")
-    if config.method == "auto" and device.type == "cpu":
-        # In float32 both are far more accurate than the probes are, and propagation is slower while
-        # its kernels are not compiled (docs/estimators.md); nor is a self-check needed.
-        config = replace(config, method="finite-difference")
-    return replace(config, precision="float32")
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Return whether a device multiplies bfloat16 matrices faster than float32 ones."""
-    if device.type == "cuda":
-        # A login node has no GPU of its own; those of the nodes are taken to be of this decade.
-        known = torch.cuda.is_available()
-        return not known or torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type != "cpu":
-        return False
-    # Older versions of PyTorch do not tell; float32 then is the safe guess.
-    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(found.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))

@@ -179,7 +179,10 @@ class Estimator(Protocol):
         Name, and precision where there is a choice, as recorded with the results.
     """
 
-    method: str
+    @property
+    def method(self) -> str:
+        """How results are computed, with the precision; empty while this is not decided."""
+        ...
 
     def __init__(self, model: nn.Module, loss: SampleLoss, config: EstimatorConfig) -> None: ...
 

@@ -6,7 +6,7 @@ import logging
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ from daskcurv import measures as table
 from daskcurv import surroundings
 from daskcurv.config import EstimatorConfig, check_positive
 from daskcurv.errors import ConfigError
-from daskcurv.estimators import Auto, Measures, SampleLoss, get_estimator, settle, true_float32
 from daskcurv.estimators.arguments import (
     check_classes,
     check_parameters,
@@ -27,8 +26,10 @@ from daskcurv.estimators.arguments import (
     integers_of,
     private_copy,
 )
+from daskcurv.estimators.base import Measures, SampleLoss
 from daskcurv.estimators.logits import logits_of, relative_error
-from daskcurv.estimators.precision import lowered_precision
+from daskcurv.estimators.precision import lowered_precision, true_float32
+from daskcurv.estimators.selection import check_itself, make_estimator, resolve
 from daskcurv.estimators.tracing import first_line
 
 log = logging.getLogger(__name__)
@@ -135,8 +136,8 @@ class Scorer:
                 f"environment variable that causes this ({surroundings.suspects()})"
             )
         loss = SampleLoss(config.temperature, classes)
-        config = settle(config, self.device)
-        self._estimate = get_estimator(config.method)(self._model, loss, config)
+        config, _ = resolve(config, self.device, dtype=dtype)
+        self._estimate = make_estimator(self._model, loss, config)
         self._probes = range(config.n_probes)
 
     def score(
@@ -182,13 +183,13 @@ class Scorer:
 
     def choose_method(self, images: Tensor, labels: Tensor, sample_ids: Tensor) -> None:
         """With method ``"auto"``, choose by a self-check on these samples, not the first scored."""
-        if isinstance(self._estimate, Auto):
-            with true_float32(self.device):
-                self._estimate.choose(
-                    images.to(self.device, self._dtype),
-                    labels.to(self.device),
-                    sample_ids.to(self.device),
-                )
+        with true_float32(self.device):
+            check_itself(
+                self._estimate,
+                images.to(self.device, self._dtype),
+                labels.to(self.device),
+                sample_ids.to(self.device),
+            )
 
     def tune_batch_size(
         self,
@@ -223,8 +224,7 @@ class Scorer:
     @property
     def method(self) -> str:
         """The method in use, with its precision; empty while ``"auto"`` has not chosen."""
-        estimator = self._estimate
-        return estimator.in_use if isinstance(estimator, Auto) else estimator.method
+        return self._estimate.method
 
     def check_model(self, images: Tensor) -> int:
         """Check that the model is a function of each image alone; return its number of logits.
@@ -399,8 +399,6 @@ def score_samples(
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
     inputs = images_of(images)
-    if inputs.dtype == torch.float64 and config.method == "auto":
-        config = replace(config, method="finite-difference", precision="auto")
     targets = integers_of("labels", labels, len(inputs))
     ids = torch.arange(len(inputs), device="cpu") if sample_ids is None else sample_ids
     ids = integers_of("sample_ids", ids, len(inputs))

@@ -17,19 +17,16 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from daskcurv.errors import CheckpointError
-from daskcurv.experiment.resnet18 import ModelSpec
+from daskcurv.errors import CheckpointError, ConfigError
+from daskcurv.experiment.networks import Network
 from daskcurv.places import leads_nowhere, listed, names_in
 
 log = logging.getLogger(__name__)
-
-_NAME = re.compile(r"(?:checkpoint_)?index-(\d{1,9})_epoch-(\d{1,9})\.pt")
-_ALIKE = re.compile(r"index\D{0,3}(\d{1,9})\D{1,3}epoch\D{0,3}(\d{1,9})", re.IGNORECASE)
-"""Finds index and epoch in names that are spelled differently, or have something added."""
 
 _NEVER_NEGATIVE = ("running_var", "num_batches_tracked")
 """What every normalisation layer of PyTorch calls its variances, and the count behind them."""
@@ -60,15 +57,76 @@ class Checkpoint:
     size: int
     mtime_ns: int
 
+    COLUMNS: ClassVar = (
+        "checkpoint", "checkpoint_sha256", "checkpoint_size", "checkpoint_mtime_ns"
+    )  # fmt: skip
 
-def discover(model_dir: Path, experiment_index: int) -> dict[int, Path]:
-    """Find an experiment's checkpoints, by either naming scheme.
+    def columns(self) -> dict[str, Any]:
+        """Return what a store records of the file."""
+        values = (self.path.name, self.sha256, self.size, self.mtime_ns)
+        return dict(zip(self.COLUMNS, values, strict=True))
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How a training run names its weight files.
+
+    Attributes
+    ----------
+    patterns : tuple of str
+        Names with ``{epoch}``, and ``{experiment}`` if several runs share a directory.
+    alike : str
+        Regular expression that finds experiment and epoch in names that are spelled differently, or
+        have something added; by default such names are not looked for.
+    """
+
+    patterns: tuple[str, ...]
+    alike: str = "(?!)"
+
+    def __post_init__(self) -> None:
+        for pattern in self.patterns:
+            if pattern.count("{epoch}") != 1 or pattern.count("{experiment}") > 1:
+                raise ConfigError(
+                    f"the name pattern {pattern!r} has to have {{epoch}} once, and {{experiment}} "
+                    "at most once"
+                )
+
+    def example(self, experiment_index: int | str, epoch: int | str) -> str:
+        """Return the name of a file."""
+        name = self.patterns[0].replace("{experiment}", str(experiment_index))
+        return name.replace("{epoch}", str(epoch))
+
+    def parse(self, name: str, experiment_index: int) -> tuple[int, int] | None:
+        """Return the experiment and the epoch that a name stands for, or None if for none.
+
+        A name that does not say its experiment is of any.
+        """
+        for pattern in self.patterns:
+            expression = re.escape(pattern).replace(r"\{epoch\}", r"(?P<epoch>\d{1,9})")
+            expression = expression.replace(r"\{experiment\}", r"(?P<experiment>\d{1,9})")
+            if match := re.fullmatch(expression, name):
+                found = match.groupdict()
+                return int(found.get("experiment", experiment_index)), int(found["epoch"])
+        return None
+
+
+INCREMENTAL_CIFAR = Naming(
+    ("index-{experiment}_epoch-{epoch}.pt", "checkpoint_index-{experiment}_epoch-{epoch}.pt"),
+    alike=r"(?i)index\D{0,3}(\d{1,9})\D{1,3}epoch\D{0,3}(\d{1,9})",
+)
+"""The older and the newer names of the training run that the documentation describes."""
+
+
+def discover(
+    model_dir: Path, experiment_index: int, naming: Naming = INCREMENTAL_CIFAR
+) -> dict[int, Path]:
+    """Find an experiment's checkpoints.
 
     Parameters
     ----------
     model_dir : Path
-        Holds ``index-{i}_epoch-{e}.pt`` or ``checkpoint_index-{i}_epoch-{e}.pt``.
     experiment_index : int
+    naming : Naming
 
     Returns
     -------
@@ -85,18 +143,18 @@ def discover(model_dir: Path, experiment_index: int) -> dict[int, Path]:
     except OSError as error:
         raise CheckpointError(
             f"model directory {model_dir} cannot be read ({error.strerror}); point --model_dir at "
-            "the directory that holds index-…_epoch-….pt"
+            f"the directory that holds {naming.example('…', '…')}"
         ) from error
     found: dict[int, Path] = {}
     others = set()
     alike: dict[int, str] = {}
     for name in names:
-        match = _NAME.fullmatch(name)
-        if match is None:
-            if (other := _ALIKE.search(name)) and int(other[1]) == experiment_index:
+        parsed = naming.parse(name, experiment_index)
+        if parsed is None:
+            if (other := re.search(naming.alike, name)) and int(other[1]) == experiment_index:
                 alike[int(other[2])] = name
             continue
-        index, epoch = map(int, match.groups())
+        index, epoch = parsed
         if index != experiment_index:
             others.add(index)
             continue
@@ -109,16 +167,16 @@ def discover(model_dir: Path, experiment_index: int) -> dict[int, Path]:
     if unused := sorted(alike.keys() - found.keys()):
         log.warning(
             "%s has files that look like checkpoints of other epochs but are not named "
-            "index-%d_epoch-….pt; they are not used: %s. Rename those that are checkpoints",
+            "%s; they are not used: %s. Rename those that are checkpoints",
             model_dir,
-            experiment_index,
+            naming.example(experiment_index, "…"),
             listed([alike[epoch] for epoch in unused]),
         )
     if not found:
         hint = f"; it has index {', '.join(map(str, sorted(others)))}" if others else ""
         raise CheckpointError(
             f"{model_dir} has no checkpoint of experiment index {experiment_index}{hint}; expected "
-            f"files like index-{experiment_index}_epoch-0.pt"
+            f"files like {naming.example(experiment_index, 0)}"
         )
     return dict(sorted(found.items()))
 
@@ -309,7 +367,7 @@ def _dtype(tensor: Tensor) -> str:
 
 def check_all(
     paths: Mapping[int, Path],
-    spec: ModelSpec,
+    network: Network,
     known: Mapping[int, Checkpoint],
     on_done: Callable[[int], None] = lambda count: None,
 ) -> list[Checkpoint]:
@@ -319,8 +377,8 @@ def check_all(
     ----------
     paths : mapping
         File by epoch.
-    spec : ModelSpec
-        The network they must fit.
+    network : Network
+        The one they must fit.
     known : mapping
         Checkpoints that were checked before. Files whose size and modification time are the same
         are not read again, unless other files of `paths` have that size and time too: where
@@ -338,7 +396,7 @@ def check_all(
     CheckpointError
         Listing every file that cannot be used.
     """
-    expected = spec.build().state_dict()
+    expected = network.build().state_dict()
 
     def look_at(epoch: int) -> tuple[int, int] | None:
         try:

@@ -17,15 +17,28 @@ from numpy.typing import NDArray
 from daskcurv.errors import DataError
 from daskcurv.experiment.curriculum import class_order_of, read_class_order
 from daskcurv.places import exists, leads_nowhere, listed, names_in
-from daskcurv.runs.options import REGENERATE, LaunchOptions
 
 log = logging.getLogger(__name__)
+
+REGENERATE = Path("regenerate")
+"""Asks for the order that the experiment's index determines, whatever files there are."""
 
 REGENERATED = "regenerated from experiment_index"
 
 
-def find_class_order(options: LaunchOptions, num_classes: int) -> tuple[NDArray[np.int64], str]:
+def find_class_order(
+    path: Path | None, model_dir: Path, experiment_index: int, num_classes: int
+) -> tuple[NDArray[np.int64], str]:
     """Read the class order, or regenerate it if there is no file.
+
+    Parameters
+    ----------
+    path : Path or None
+        By default ``class_order/index-{i}.npy`` beside `model_dir`; `REGENERATE` to regenerate it
+        whatever files there are.
+    model_dir : Path
+    experiment_index : int
+    num_classes : int
 
     Returns
     -------
@@ -38,14 +51,15 @@ def find_class_order(options: LaunchOptions, num_classes: int) -> tuple[NDArray[
     DataError
         If the file cannot be used, or there is none but something that may be it.
     """
-    index = options.experiment_index
+    index = experiment_index
     expected = class_order_of(index, num_classes)
-    if options.class_order == REGENERATE:
+    if path == REGENERATE:
         log.info("class order regenerated from experiment index %d, as requested", index)
         return expected, f"{REGENERATED}, as requested"
-    path = options.class_order or _beside_models(options)
-    if options.class_order is None and not exists(path, "class order"):
-        others = _refuse_what_may_be_it(path, options)
+    named = path is not None
+    path = path or _beside(model_dir) / f"index-{index}.npy"
+    if not named and not exists(path, "class order"):
+        others = _refuse_what_may_be_it(path, index)
         log.warning(
             "class order %s does not exist; regenerated from experiment index %d%s",
             path,
@@ -63,16 +77,14 @@ def find_class_order(options: LaunchOptions, num_classes: int) -> tuple[NDArray[
     return order, str(path)
 
 
-def _beside_models(options: LaunchOptions) -> Path:
-    models = options.model_dir
+def _beside(models: Path) -> Path:
     if models.name in ("", ".."):  # spelled like "." or "../..", which have no parent by name
         models = models.resolve()
-    return models.parent / "class_order" / f"index-{options.experiment_index}.npy"
+    return models.parent / "class_order"
 
 
-def _refuse_what_may_be_it(path: Path, options: LaunchOptions) -> str:
+def _refuse_what_may_be_it(path: Path, index: int) -> str:
     """Raise if something may be the file that is missing; else return what else is there."""
-    index = options.experiment_index
     advice = (
         "Name the file with --class_order, or use --class_order regenerate to draw the order from "
         f"experiment index {index}"

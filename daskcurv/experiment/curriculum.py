@@ -1,4 +1,4 @@
-"""The class order of an experiment and its schedule."""
+"""Which classes are active at which epoch: the class order of an experiment and its schedule."""
 
 from __future__ import annotations
 
@@ -85,18 +85,90 @@ class Schedule:
         task = np.maximum(0, -(-(position - self.initial_classes + 1) // self.class_increment))
         return task * self.class_frequency + 1
 
-    @classmethod
-    def recorded(cls, classes: Mapping[str, Any]) -> Schedule | None:
-        """Return the schedule that a store's identity records under ``classes``, if it does.
-
-        A store that was imported records the class order alone.
-        """
-        terms = {field.name for field in fields(cls)}
-        return cls(**{name: classes[name] for name in terms}) if terms <= classes.keys() else None
-
     def to_dict(self) -> dict[str, Any]:
         """Return the schedule as a JSON-able dictionary."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """The classes of an experiment, in the order in which they become active.
+
+    Attributes
+    ----------
+    order : tuple of int
+        All classes.
+    schedule : Schedule or None
+        None if it is not known when they become active, as of results that were imported.
+    """
+
+    order: tuple[int, ...]
+    schedule: Schedule | None = None
+
+    @classmethod
+    def of(cls, classes: Mapping[str, Any]) -> Curriculum:
+        """Return what a store's identity records under ``classes``; see `to_dict`."""
+        terms = {field.name for field in fields(Schedule)}
+        schedule = (
+            Schedule(**{name: classes[name] for name in terms})
+            if (terms <= classes.keys())
+            else None
+        )
+        return cls(tuple(classes.get("order", ())), schedule)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return order and schedule as a JSON-able dictionary."""
+        return {"order": list(self.order), **(self.schedule.to_dict() if self.schedule else {})}
+
+    def task(self, epoch: int) -> int:
+        """Return how many times classes have been added by `epoch`."""
+        return self._known.task(epoch, len(self.order))
+
+    def active_classes(self, epoch: int) -> tuple[int, ...]:
+        """Return the classes that are active at `epoch`."""
+        return self.order[: self._known.num_active(epoch, len(self.order))]
+
+    def active(self, epoch: int, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which of these labels are of classes that are active at `epoch`."""
+        member = np.zeros(len(self.order), dtype=bool)
+        member[list(self.active_classes(epoch))] = True
+        found: NDArray[np.bool_] = member[labels]
+        return found
+
+    def position(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the position of each label in the order."""
+        positions: NDArray[np.int64] = np.argsort(np.array(self.order, np.int64))[labels]
+        return positions
+
+    def first_epoch_active(self) -> NDArray[np.int64]:
+        """Return the first epoch at which the class at each position is active."""
+        return self._known.first_epoch_active(len(self.order))
+
+    def first_epochs_trained(self, class_position: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Return the first epoch whose weights had been trained on each sample's class.
+
+        Parameters
+        ----------
+        class_position : ndarray of int, shape (N,)
+            Position of each sample's class in the order; -1 if it is not known.
+
+        Returns
+        -------
+        ndarray of int64, shape (N,)
+            -1 if it is unknown, because the position or the schedule is unknown.
+        """
+        if self.schedule is None:
+            return np.full(len(class_position), -1, np.int64)
+        # A position of -1 takes the last element.
+        by_position = np.append(self.schedule.first_epoch_trained(len(self.order)), -1)
+        first: NDArray[np.int64] = by_position[class_position]
+        return first
+
+    @property
+    def _known(self) -> Schedule:
+        if self.schedule is None:
+            raise ConfigError("it is not known when the classes of imported results were active")
+        return self.schedule
 
 
 def class_order_of(experiment_index: int, num_classes: int = 100) -> NDArray[np.int64]:
@@ -178,32 +250,6 @@ def held_out_split(labels: NDArray[np.int64], per_class: int) -> NDArray[np.uint
     for label in np.unique(labels):
         split[np.flatnonzero(labels == label)[:per_class]] = VALIDATION
     return split
-
-
-def first_epochs_trained(
-    classes: Mapping[str, Any], class_position: NDArray[np.integer[Any]]
-) -> NDArray[np.int64]:
-    """Return the first epoch whose weights had been trained on each sample's class.
-
-    Parameters
-    ----------
-    classes : mapping
-        Of a store's identity: the class order and its schedule.
-    class_position : ndarray of int, shape (N,)
-        Position of each sample's class in the class order; -1 if it is not known.
-
-    Returns
-    -------
-    ndarray of int64, shape (N,)
-        -1 if it is unknown, because the position is unknown or no schedule is recorded.
-    """
-    schedule = Schedule.recorded(classes)
-    if schedule is None:
-        return np.full(len(class_position), -1, np.int64)
-    # A position of -1 takes the last element.
-    by_position = np.append(schedule.first_epoch_trained(len(classes["order"])), -1)
-    first: NDArray[np.int64] = by_position[class_position]
-    return first
 
 
 def active_samples(

@@ -22,6 +22,7 @@ from daskcurv.analysis.cohorts import cohorts
 from daskcurv.analysis.groups import PARTS
 from daskcurv.analysis.per_sample import counted
 from daskcurv.errors import ConfigError, StoreError
+from daskcurv.experiment.identity import Recorded
 from daskcurv.spread import evenly
 from daskcurv.storage import ResultsStore, open_results
 from daskcurv.storage.attributes import identity_of
@@ -170,7 +171,7 @@ def gather(
     shown = _shown(dataset.task.values)
     drawn = dataset.isel(epoch=shown)
     starts, cohort = _cohorts_with_results(means)
-    imported = "imported" in identity_of(dataset)
+    imported = Recorded.of(identity_of(dataset)).imported
     split = np.full(len(cohort), -1) if imported else dataset.split.values
     counts = means.values_at if include_untrained else means.values_at - means.untrained_at
     with_results = np.flatnonzero(counts.values[shown])

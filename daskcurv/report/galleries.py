@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from daskcurv.errors import DataError
-from daskcurv.experiment.data.cifar import read_cifar
+from daskcurv.experiment.data import read_dataset
+from daskcurv.experiment.identity import Recorded
 from daskcurv.report.figures import class_of, describe_sample
 from daskcurv.report.findings import Findings
 from daskcurv.report.statements import of_cohorts
@@ -63,17 +64,17 @@ def images_of(dataset: xr.Dataset, path: Path) -> NDArray[np.uint8]:
     DataError
         If it cannot be read, or is not the data set that the store was computed from.
     """
-    cifar = read_cifar(path)
-    recorded = identity_of(dataset).get("dataset", {}).get("sha256")
+    data = read_dataset(path)
+    recorded = Recorded.of(identity_of(dataset)).dataset.get("sha256")
     label = dataset.label.values
     # Of imported results the labels are known, where a class was ever active.
-    fits = len(cifar) == len(label) and bool(np.all((label < 0) | (label == cifar.labels)))
-    if recorded not in (None, cifar.digest()) or not fits:
+    fits = len(data) == len(label) and bool(np.all((label < 0) | (label == data.labels)))
+    if recorded not in (None, data.digest()) or not fits:
         raise DataError(
             f"{path} is another data set than the one that the results are of; name that one with "
             "--data_path"
         )
-    return cifar.images
+    return data.images
 
 
 def overall(findings: Findings, images: NDArray[np.uint8]) -> list[Gallery]:

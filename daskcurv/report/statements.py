@@ -13,6 +13,7 @@ import xarray as xr
 
 from daskcurv import analysis
 from daskcurv.analysis.groups import PARTS
+from daskcurv.experiment.identity import Recorded
 from daskcurv.report.findings import LEVELS, Findings
 from daskcurv.storage.attributes import identity_of
 from daskcurv.storage.chunks import shown
@@ -40,6 +41,7 @@ def facts(store: Path, findings: Findings) -> Rows:
     """
     dataset = findings.dataset
     identity = identity_of(dataset)
+    recorded = Recorded.of(identity)
     complete = int(dataset.complete.sum())
     methods = sorted({text for text in map(str, dataset.method.values) if text})
     rows: Rows = [
@@ -47,18 +49,18 @@ def facts(store: Path, findings: Findings) -> Rows:
         ("fingerprint", dataset.attrs["fingerprint"]),
         ("epochs", f"{dataset.sizes['epoch']:,}, of which {complete:,} are complete"),
         ("samples", f"{dataset.sizes['sample']:,}; {findings.values:,} (epoch, sample) values"),
-        ("network", _plain(identity.get("model", {}))),
+        ("network", _plain(recorded.network)),
         ("estimator", NOT_KNOWN if findings.imported else _plain(identity["estimator"])),
         ("computed by", ", ".join(methods) or NOT_KNOWN),
-        ("loss over", f"{identity['head']} outputs" if "head" in identity else NOT_KNOWN),
+        ("loss over", f"{recorded.head} outputs" if recorded.head else NOT_KNOWN),
         ("classes", _plain(identity.get("classes", {}), leave_out=("order",))),
-        ("data set", _plain(identity.get("dataset", {}))),
+        ("data set", _plain(recorded.dataset)),
         ("class order", str(dataset.attrs.get("class_order_source", NOT_KNOWN))),
         ("weights", _weights(dataset)),
         ("written by", _writer(dataset)),
     ]
     if findings.imported:
-        factor = identity["imported"]["multiplied_by"]
+        factor = recorded.multiplied_by
         rows.append(("imported", f"from npy files, gradients multiplied by {factor}"))
     return rows + _speed(findings)
 
@@ -71,7 +73,7 @@ def definition(findings: Findings) -> str:
         "of each sample's own loss L, in nats, with the step h and the images as normalised below. "
         "Compare it only with results of the same h."
     )
-    if identity_of(findings.dataset)["estimator"]["method"] == "zeroth-order":
+    if not Recorded.of(identity_of(findings.dataset)).differentiates:
         return (
             "Curvature is the mean over pairs of random directions u, v of h·|q|, q the second "
             f"difference along them that estimates vᵀ∇²L(x)u, {scale}"

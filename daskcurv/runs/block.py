@@ -26,14 +26,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from daskcurv.clusters.time_limit import TimeLimit
-from daskcurv.config import EstimatorConfig
 from daskcurv.errors import CheckpointChangedError, ClusterError
-from daskcurv.estimators.auto import CHECK_SAMPLES, has_fast_bfloat16
 from daskcurv.estimators.scoring import SampleScores, Scorer
-from daskcurv.experiment.checkpoints import check_weights, read_state_dict
-from daskcurv.experiment.curriculum import Schedule
-from daskcurv.experiment.data.cifar import normalise, open_prepared
-from daskcurv.experiment.resnet18 import ModelSpec
+from daskcurv.estimators.selection import has_fast_bfloat16
+from daskcurv.experiment.checkpoints import read_state_dict
+from daskcurv.experiment.experiment import Experiment
 from daskcurv.measures import Measure
 from daskcurv.runs.window import Declined
 from daskcurv.storage import schema
@@ -55,15 +52,11 @@ class RunContext:
 
     Attributes
     ----------
+    experiment : Experiment
+        As returned by its method `travelling`.
     store : Path
-    prepared : Path
-        Directory made by `daskcurv.experiment.data.cifar.prepare`.
-    estimator : EstimatorConfig
-    head : {"all", "active"}
-        Outputs that take part in the loss: all, or those of the active classes.
-    model : ModelSpec
-    schedule : Schedule
-    class_order : tuple of int
+    shared : Path
+        Directory for what workers share besides the store.
     device : {"cuda", "cpu"}
         What workers compute on.
     batch_size : int or None
@@ -72,13 +65,9 @@ class RunContext:
     base_probes : int
     """
 
+    experiment: Experiment
     store: Path
-    prepared: Path
-    estimator: EstimatorConfig
-    head: str
-    model: ModelSpec
-    schedule: Schedule
-    class_order: tuple[int, ...]
+    shared: Path
     device: str = "cpu"
     batch_size: int | None = None
     base: Path | None = None
@@ -166,7 +155,9 @@ class Worker:
                 f"no GPU is visible to worker {_name()}; check its driver and "
                 "CUDA_VISIBLE_DEVICES, or launch with --device cpu"
             )
-        if context.estimator.precision == "bfloat16" and not has_fast_bfloat16(self.device):
+        if context.experiment.estimator.precision == "bfloat16" and not has_fast_bfloat16(
+            self.device
+        ):
             log.warning(
                 "%s has no fast bfloat16; a new store with --precision float32 is filled faster",
                 _device_name(self.device),
@@ -175,7 +166,8 @@ class Worker:
         # is split over. One thread per process keeps them the same for any number of workers.
         torch.set_num_threads(1)
         self._store = ResultsStore.open(context.store)
-        self._images, self._labels = open_prepared(context.prepared)
+        self._dataset = context.experiment.dataset
+        self._labels = self._dataset.labels
         self._base = ResultsStore.open(context.base) if context.base else None
         self._reader = ThreadPoolExecutor(1)
         self._ahead: tuple[Path, Future[tuple[dict[str, Tensor], str]]] | None = None
@@ -218,17 +210,15 @@ class Worker:
     def _score(self, task: BlockTask) -> dict[str, NDArray[Any]]:
         context = self.context
         start, stop = self._store.bounds(task.block)
-        num_active = context.schedule.num_active(task.epoch, len(context.class_order))
-        active_classes = context.class_order[:num_active]
-        active = np.isin(self._labels[start:stop], active_classes)
+        active = context.experiment.active(task.epoch)[start:stop]
         if not active.any():
             return _block_values(self._store.measures, active, None)
         ids = start + np.flatnonzero(active)
-        scorer = self._scorer_for(task, active_classes)
+        scorer = self._scorer_for(task)
         base = self._base_values(task)
-        n_probes = context.estimator.n_probes
+        n_probes = context.experiment.estimator.n_probes
         probes = range(context.base_probes if base else 0, n_probes)
-        scores = scorer.score(*self._inputs(ids), probes)
+        scores = scorer.score(*self._dataset.inputs(ids), probes)
         values = _block_values(self._store.measures, active, scores)
         if base:
             for name in base:
@@ -236,13 +226,6 @@ class Worker:
                 merged = before * context.base_probes + added * len(probes)
                 values[name] = merged / n_probes
         return values
-
-    def _inputs(self, ids: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
-        return (
-            normalise(self._images[ids]),
-            torch.from_numpy(self._labels[ids]),
-            torch.from_numpy(ids),
-        )
 
     def _base_values(self, task: BlockTask) -> dict[str, NDArray[Any]]:
         """Return what the first probes of a block gave, or nothing if they are to be computed."""
@@ -254,7 +237,7 @@ class Worker:
         means = (m.name for m in self._base.measures if m.computed_in == "probes")
         return {name: self._base.read_block(name, row, task.block) for name in means}
 
-    def _scorer_for(self, task: BlockTask, active_classes: tuple[int, ...]) -> Scorer:
+    def _scorer_for(self, task: BlockTask) -> Scorer:
         if self._scorer is None or self._scorer_of != (task.epoch, task.sha256):
             context = self.context
             state_dict, sha256 = self._read(task.checkpoint)
@@ -264,23 +247,14 @@ class Worker:
                     "or before the run, with the same size and time. Run the same command again "
                     "to read it again"
                 )
-            model = context.model.build()
-            check_weights(model.state_dict(), state_dict, task.checkpoint)
-            model.load_state_dict(state_dict)
             # A batch size reduced for want of memory stays reduced at the next epoch.
             batch_size = self._scorer.batch_size if self._scorer else context.batch_size
-            self._scorer = Scorer(
-                model,
-                context.estimator,
-                classes=active_classes if context.head == "active" else None,
-                device=self.device,
-                batch_size=batch_size,
+            experiment = replace(context.experiment, checkpoints={task.epoch: task.checkpoint})
+            self._scorer = experiment.scorer(
+                task.epoch, self.device, batch_size=batch_size, weights=state_dict
             )
-            # The same samples for every worker and block, so that all choose the same method.
-            first = np.flatnonzero(np.isin(self._labels, active_classes))[:CHECK_SAMPLES]
-            self._scorer.choose_method(*self._inputs(first))
             if batch_size is None and self.device.type == "cuda":
-                self._set_batch_size(self._scorer, first)
+                self._set_batch_size(self._scorer, experiment.first_active(task.epoch))
             self._scorer_of = task.epoch, task.sha256
         if task.following and (self._ahead is None or self._ahead[0] != task.following):
             self._ahead = task.following, self._reader.submit(read_state_dict, task.following)
@@ -292,15 +266,15 @@ class Worker:
         Not on CPUs: there the last bits of a result depend on the batch size, and measuring would
         choose now one, now another.
         """
-        path = self.context.prepared.parent / BATCH_SIZES
-        key = f"{_device_name(self.device)}, {scorer.method}, {self.context.model}"
+        path = self.context.shared / BATCH_SIZES
+        key = f"{_device_name(self.device)}, {scorer.method}, {self.context.experiment.network}"
         known: dict[str, int] = {}
         with contextlib.suppress(FileNotFoundError):
             known = json.loads(path.read_text())
         if key in known:
             scorer.batch_size = known[key]
             return
-        scorer.tune_batch_size(*self._inputs(ids))
+        scorer.tune_batch_size(*self._dataset.inputs(ids))
         # Beside and renamed, as other workers read and write it too. If one's entry is lost, it is
         # measured once more.
         draft = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from daskcurv.clusters.local import available_cores, visible_gpus
 from daskcurv.experiment.curriculum import active_samples
-from daskcurv.experiment.data.cifar import Cifar
+from daskcurv.experiment.data import Dataset
+from daskcurv.experiment.experiment import Experiment
 from daskcurv.measures import MEASURES
 from daskcurv.places import existing
-from daskcurv.runs.extend import larger_store, smaller_store
-from daskcurv.runs.inputs import Inputs
+from daskcurv.runs.extend import larger_store, probes_of, smaller_store
 from daskcurv.runs.opening import check_weights, open_existing
 from daskcurv.runs.options import LaunchOptions
 from daskcurv.runs.plan import Plan, make_plan
@@ -34,7 +34,7 @@ _FRAME_BYTES = 40
 """Of a chunk's file beyond the values: checksum, and what the compression adds."""
 _COMPRESSED = {"float32": 4.2, "int16": 1.0, "uint8": 0.35}
 """Bytes per active sample. Fractions do not compress; what inactive samples hold, does."""
-_GROUP_BYTES, _METADATA_BYTES = 27_500, 760
+_GROUP_BYTES, _METADATA_BYTES = 29_900, 760
 """Of the store's own zarr.json, and of each array's."""
 _SAMPLE_COLUMN_BYTES = 3.2
 """Of the columns with a value for each sample, all together."""
@@ -110,25 +110,25 @@ class Estimate:
         return self.samples_left / self.rate if self.rate else None
 
 
-def dry_run(options: LaunchOptions, inputs: Inputs, rate: float | None = None) -> Estimate:
+def dry_run(options: LaunchOptions, experiment: Experiment, rate: float | None = None) -> Estimate:
     """Check everything that a launch checks, and print its work, time and disk space.
 
     Parameters
     ----------
     options : LaunchOptions
-    inputs : Inputs
+    experiment : Experiment
     rate : float, optional
         Samples per second of one worker; by default the rate recorded in the store.
     """
-    base = smaller_store(options.store, inputs.identity)
+    base = smaller_store(options.store, experiment.identity())
     if base:
-        path = larger_store(base, options.estimator.n_probes, inputs.checkpoints)
+        path = larger_store(base, experiment.estimator.n_probes, experiment.checkpoints)
         options = replace(options, store=path, block_size=base.block_size)
-    store = open_existing(options, inputs)
-    plan = make_plan(options, inputs, check_weights(inputs, store or base), store)
+    store = open_existing(options, experiment)
+    plan = make_plan(options, experiment, check_weights(experiment, store or base), store)
     log.info("store %s: %s", options.store, "exists" if store else "would be created")
     log.info("%s", plan.summary())
-    estimate = _estimate(options, inputs, plan, base, *_rate(rate, store, plan))
+    estimate = _estimate(options, experiment, plan, base, *_rate(rate, store, plan))
     print(_describe(estimate, options))
     return estimate
 
@@ -159,35 +159,35 @@ def measured_rate(store: ResultsStore, done_blocks: NDArray[np.bool_]) -> float 
 
 def _estimate(
     options: LaunchOptions,
-    inputs: Inputs,
+    experiment: Experiment,
     plan: Plan,
     base: ResultsStore | None,
     rate: float | None,
     rate_source: str,
 ) -> Estimate:
-    num_samples = len(inputs.dataset)
+    num_samples = len(experiment.dataset)
     exported = export_size(len(plan.checkpoints), num_samples) if options.export else Size()
     return Estimate(
         plan=plan,
-        flop=flop_per_gradient(inputs) * _gradients(options, plan, base),
+        flop=flop_per_gradient(experiment) * _gradients(experiment, plan, base),
         rate=rate,
         rate_source=rate_source,
         workers=workers_of(options),
         store=store_size(plan.samples, num_samples),
         export=exported,
-        copy=copy_size(inputs.dataset),
+        copy=copy_size(experiment.dataset),
     )
 
 
-def _gradients(options: LaunchOptions, plan: Plan, base: ResultsStore | None) -> float:
+def _gradients(experiment: Experiment, plan: Plan, base: ResultsStore | None) -> float:
     """Count what is missing: a gradient at the sample, and one more, or its difference, a probe."""
-    probes = np.full(plan.samples.shape, options.estimator.n_probes)
+    probes = np.full(plan.samples.shape, experiment.estimator.n_probes)
     if base is not None:
         there = base.done_blocks()
         for place, checkpoint in enumerate(plan.checkpoints):
             if checkpoint.epoch in base.rows:
                 done = there[base.rows[checkpoint.epoch]]
-                probes[place, done] -= base.identity["estimator"]["n_probes"]
+                probes[place, done] -= probes_of(base)
     return float(((1 + probes) * plan.samples)[plan.missing].sum())
 
 
@@ -218,13 +218,13 @@ def export_size(epochs: int, num_samples: int) -> Size:
     return _files(np.tile([*arrays, _EXPORTED_METADATA], epochs)) + _directories(epochs)
 
 
-def copy_size(dataset: Cifar) -> Size:
+def copy_size(dataset: Dataset) -> Size:
     """Return what the workers' copy of a data set takes, which lies beside the store."""
     arrays = np.array([dataset.images.nbytes, dataset.labels.nbytes]) + _NPY_HEADER
     return _files(arrays) + _directories(2)
 
 
-def warn_of_full_disk(options: LaunchOptions, dataset: Cifar, plan: Plan) -> None:
+def warn_of_full_disk(options: LaunchOptions, dataset: Dataset, plan: Plan) -> None:
     """Warn if what is still to be written is not expected to fit."""
     missing, num_samples = float(plan.missing.mean()), len(dataset)
     store = missing * store_size(plan.samples, num_samples).on_disk + copy_size(dataset).on_disk
@@ -253,7 +253,7 @@ def _directories(count: int) -> Size:
     return Size(on_disk=count * _UNIT)
 
 
-def flop_per_gradient(inputs: Inputs) -> float:
+def flop_per_gradient(experiment: Experiment) -> float:
     """Return the floating-point operations of one sample's input gradient.
 
     Convolutions and matrix products, counted by PyTorch; backward, towards the input alone, they
@@ -262,8 +262,8 @@ def flop_per_gradient(inputs: Inputs) -> float:
     # Here, as it takes a while to load.
     from torch.utils.flop_counter import FlopCounterMode
 
-    images = torch.empty((1, *inputs.dataset.images.shape[1:]), device="meta")
-    model = inputs.model.build().to("meta").eval()
+    images = torch.empty((1, *experiment.dataset.images.shape[1:]), device="meta")
+    model = experiment.network.build().to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images)
     return 2.0 * float(counter.get_total_flops())

@@ -14,8 +14,9 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from daskcurv.config import Identity, fingerprint
+from daskcurv.config import Identity
 from daskcurv.errors import StoreError, StoreWriteError
+from daskcurv.experiment.identity import Recorded, lacks_probes_only
 from daskcurv.places import followed
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.lock import LauncherLock, beside
@@ -37,11 +38,13 @@ def smaller_store(
     if not path.exists():
         return None
     store = ResultsStore.open(path, lock=lock)
-    estimator = store.identity["estimator"]
-    wanted = identity["estimator"]["n_probes"]
-    enough = {**store.identity, "estimator": {**estimator, "n_probes": wanted}}
-    fits = fingerprint(enough) == fingerprint(identity) and estimator["n_probes"] < wanted
-    return store if fits else None
+    return store if lacks_probes_only(store.identity, identity) else None
+
+
+def probes_of(store: ResultsStore) -> int:
+    """Return how many probes the results of a store are means over."""
+    estimator = Recorded.of(store.identity).estimator
+    return estimator.n_probes if estimator else 0
 
 
 def larger_store(base: ResultsStore, n_probes: int, epochs: Iterable[int]) -> Path:
@@ -60,7 +63,7 @@ def larger_store(base: ResultsStore, n_probes: int, epochs: Iterable[int]) -> Pa
     path = beside(base.path, f".{n_probes}-probes")
     log.info(
         "adding probes %d to %d to each sample of %s, in %s until all are computed",
-        base.identity["estimator"]["n_probes"] + 1,
+        probes_of(base) + 1,
         n_probes,
         base.path,
         path.name,

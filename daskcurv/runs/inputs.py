@@ -1,25 +1,22 @@
-"""All inputs of a run, found and checked before anything is computed."""
+"""The experiment that a run's options name, found and checked before anything is computed."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from daskcurv.config import EstimatorConfig, Identity
-from daskcurv.errors import CheckpointError, ConfigError, DataError, StoreError
-from daskcurv.estimators import get_estimator, settle
-from daskcurv.estimators.probes import GENERATOR
+from daskcurv.config import EstimatorConfig
+from daskcurv.errors import CheckpointError, ConfigError, StoreError
+from daskcurv.estimators.selection import resolve
 from daskcurv.experiment.checkpoints import discover, read_state_dict
 from daskcurv.experiment.class_order import find_class_order
-from daskcurv.experiment.curriculum import held_out_split
-from daskcurv.experiment.data import cifar as data
+from daskcurv.experiment.curriculum import Curriculum
+from daskcurv.experiment.data import cifar, read_dataset
+from daskcurv.experiment.experiment import Experiment
+from daskcurv.experiment.identity import Recorded
+from daskcurv.experiment.networks import Network
 from daskcurv.experiment.resnet18 import ModelSpec
 from daskcurv.places import check_writable, exists, place_for
 from daskcurv.runs.options import LaunchOptions, parse_epochs
@@ -27,83 +24,50 @@ from daskcurv.storage import ResultsStore
 
 log = logging.getLogger(__name__)
 
-PROPAGATION = "difference-propagation"
 
+def experiment_of(options: LaunchOptions) -> Experiment:
+    """Find and read what a run's options name; quick checks come first.
 
-@dataclass(frozen=True)
-class Inputs:
-    """A run's inputs, read and consistent with each other.
-
-    Attributes
-    ----------
-    dataset : Cifar
-    checkpoints : dict
-        File by epoch, for the epochs to compute.
-    model : ModelSpec
-        The network that the first of them holds.
-    class_order : ndarray of int64
-    class_order_source : str
-        Where the order comes from.
-    estimator : EstimatorConfig
-        What workers are to use; ``"auto"`` if they may fall back to direct finite differences.
-    identity : dict
-        The run's scientific configuration.
-    """
-
-    dataset: data.Cifar
-    checkpoints: dict[int, Path]
-    model: ModelSpec
-    class_order: NDArray[np.int64]
-    class_order_source: str
-    estimator: EstimatorConfig
-    identity: Identity
-
-
-def gather(options: LaunchOptions) -> Inputs:
-    """Find and read a run's inputs; quick checks come first.
-
-    The weights are only looked at here; `daskcurv.experiment.checkpoints.check_all` reads them
-    through.
+    From here on, the options only say where results go and what computes them. The weights are only
+    looked at; `daskcurv.experiment.checkpoints.check_all` reads them through.
 
     Raises
     ------
     DaskcurvError
         For the first thing that cannot be used.
     """
-    get_estimator(options.estimator.method)
-    _check_places(options)
+    check_places(options)
     available = discover(options.model_dir, options.experiment_index)
-    epochs = choose_epochs(options, available)
-    checkpoints = {epoch: available[epoch] for epoch in epochs}
+    checkpoints = {epoch: available[epoch] for epoch in choose_epochs(options, available)}
     if options.download:
-        data.download(options.data_path)
-    dataset = data.read_cifar(options.data_path)
-    if not dataset.published:
+        cifar.download(options.data_path)
+    dataset = read_dataset(options.data_path)
+    if not getattr(dataset, "published", True):
         log.info(
             "%s is not the published CIFAR-100 training set (other checksum): %d samples",
             options.data_path,
             len(dataset),
         )
-    first, model = _first_readable(list(checkpoints.values()))
-    if (largest := int(dataset.labels.max())) >= model.num_classes:
-        raise DataError(
-            f"{options.data_path} has label {largest}, but the network of {first} has "
-            f"{model.num_classes} outputs; data set and checkpoints do not belong together"
-        )
-    order, source = find_class_order(options, model.num_classes)
-    estimator = settled_estimator(options.estimator, options.store, options.device)
-    return Inputs(
-        dataset,
-        checkpoints,
-        model,
-        order,
-        source,
-        estimator,
-        _identity(options, dataset, model, order, estimator),
+    first, network = _first_readable(list(checkpoints.values()))
+    order, source = find_class_order(
+        options.class_order, options.model_dir, options.experiment_index, network.num_classes
     )
+    experiment = Experiment(
+        dataset=dataset,
+        checkpoints=checkpoints,
+        network=network,
+        curriculum=Curriculum(tuple(order.tolist()), options.schedule),
+        estimator=selected(options)[0],
+        head=options.head,
+        experiment_index=options.experiment_index,
+        validation_per_class=options.validation_per_class,
+        class_order_source=source,
+    )
+    experiment.check(str(options.data_path), str(first))
+    return experiment
 
 
-def _check_places(options: LaunchOptions) -> None:
+def check_places(options: LaunchOptions) -> None:
     """Refuse places for results that cannot be made."""
     # The lock, the workers' copy of the data and the record of the run lie beside the store.
     store = place_for(options.store)
@@ -114,27 +78,18 @@ def _check_places(options: LaunchOptions) -> None:
         check_writable(tree, directory=True, parents=True, option="--save_base_dir")
 
 
-def settled_estimator(
-    config: EstimatorConfig, store: Path, device: torch.device
-) -> EstimatorConfig:
-    """Return the settings with a precision.
-
-    What is left to ``"auto"`` follows the store, if there is one, so that a run goes on as it
-    began; else the workers' device.
-    """
-    if store.exists():
-        identity = ResultsStore.open(store).identity
-        if "imported" in identity:
-            raise StoreError(f"{store} was imported, not computed; choose another --store")
-        stored = identity["estimator"]
-        if config.method in ("auto", stored["method"]) and config.precision == "auto":
-            config = replace(config, precision=stored["precision"])
-        if config.method == "auto" and stored["method"] != PROPAGATION:
-            config = replace(config, method=stored["method"])
-    return settle(config, device)
+def selected(options: LaunchOptions) -> tuple[EstimatorConfig, str]:
+    """Return the settings that a run uses, and why; a store is continued as it began."""
+    recorded = None
+    if options.store.exists():
+        stored = Recorded.of(ResultsStore.open(options.store).identity)
+        if stored.imported:
+            raise StoreError(f"{options.store} was imported, not computed; choose another --store")
+        recorded = stored.estimator
+    return resolve(options.estimator, options.device, recorded)
 
 
-def _first_readable(paths: list[Path]) -> tuple[Path, ModelSpec]:
+def _first_readable(paths: list[Path]) -> tuple[Path, Network]:
     """Infer the network from the first file that can be read.
 
     Damaged ones are left to the check of all files, which lists every one of them.
@@ -183,41 +138,3 @@ def _requested(options: LaunchOptions) -> list[int]:
             f"{options.step} name no epochs; expected 0 <= start_epoch <= end_epoch and step >= 1"
         )
     return list(range(options.start_epoch, options.end_epoch + 1, options.step))
-
-
-def _identity(
-    options: LaunchOptions,
-    dataset: data.Cifar,
-    model: ModelSpec,
-    order: NDArray[np.int64],
-    estimator: EstimatorConfig,
-) -> Identity:
-    method = PROPAGATION if estimator.method == "auto" else estimator.method
-    return {
-        "estimator": {**estimator.to_dict(), "method": method, "probes": GENERATOR},
-        "head": options.head,
-        "model": model.to_dict(),
-        "dataset": {
-            "sha256": dataset.digest(),
-            "num_samples": len(dataset),
-            "mean": list(data.MEAN),
-            "std": list(data.STD),
-            "validation_per_class": options.validation_per_class,
-        },
-        "classes": {"order": order.tolist(), **options.schedule.to_dict()},
-        "experiment_index": options.experiment_index,
-    }
-
-
-def sample_columns(inputs: Inputs, options: LaunchOptions) -> Mapping[str, NDArray[np.generic]]:
-    """Return the store's per-sample coordinates."""
-    labels = inputs.dataset.labels
-    position = np.argsort(inputs.class_order)[labels]
-    first_active = options.schedule.first_epoch_active(len(inputs.class_order))
-    return {
-        "sample": np.arange(len(labels)),
-        "label": labels,
-        "split": held_out_split(labels, options.validation_per_class),
-        "class_position": position,
-        "first_epoch_active": first_active[position],
-    }

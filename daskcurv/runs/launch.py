@@ -21,14 +21,15 @@ from daskcurv.clusters import open_cluster
 from daskcurv.clusters.local import gpus_for
 from daskcurv.clusters.time_limit import TimeLimit
 from daskcurv.errors import CheckpointChangedError, ConfigError, DaskcurvError, ExportError
-from daskcurv.experiment.data.cifar import prepare
+from daskcurv.experiment.data.prepared import prepare
+from daskcurv.experiment.experiment import Experiment
 from daskcurv.places import place_for
 from daskcurv.runs.accounts.progress import Progress
 from daskcurv.runs.accounts.record import RunRecord, recording
 from daskcurv.runs.block import BlockReport, BlockTask, RunContext, score_block
 from daskcurv.runs.cost import dry_run, warn_of_full_disk
-from daskcurv.runs.extend import change_places, larger_store, recover, smaller_store
-from daskcurv.runs.inputs import Inputs, gather
+from daskcurv.runs.extend import change_places, larger_store, probes_of, recover, smaller_store
+from daskcurv.runs.inputs import check_places, experiment_of
 from daskcurv.runs.opening import ready_store
 from daskcurv.runs.options import LaunchOptions
 from daskcurv.runs.plan import Plan, make_plan
@@ -88,11 +89,19 @@ class Outcome:
 
 
 def launch(options: LaunchOptions) -> Outcome:
+    """Compute what is missing of the experiment that the options name; see `launch_experiment`."""
+    _check_surroundings(options)
+    return _launch(experiment_of(options), options)
+
+
+def launch_experiment(experiment: Experiment, options: LaunchOptions) -> Outcome:
     """Compute what is missing and export what is finished.
 
     Parameters
     ----------
+    experiment : Experiment
     options : LaunchOptions
+        Where results go and what computes them; the other options are not looked at.
 
     Returns
     -------
@@ -104,6 +113,13 @@ def launch(options: LaunchOptions) -> Outcome:
         If an input cannot be used, the store belongs to another configuration or launcher, or
         nothing more can be written.
     """
+    _check_surroundings(options)
+    check_places(options)
+    experiment.check()
+    return _launch(experiment, options)
+
+
+def _check_surroundings(options: LaunchOptions) -> None:
     surroundings.remove_from(os.environ)
     for sentence in surroundings.neutralised():
         log.info("%s", sentence)
@@ -111,19 +127,21 @@ def launch(options: LaunchOptions) -> Outcome:
         log.warning("%s", sentence)
     if options.cluster.cluster == "local":
         gpus_for(options.cluster.workers, options.cluster.device)
-    inputs = gather(options)
+
+
+def _launch(experiment: Experiment, options: LaunchOptions) -> Outcome:
     if options.dry_run:
-        dry_run(options, inputs)
+        dry_run(options, experiment)
         return Outcome()
     with launcher_lock(options.store) as lock, recording(options.store, lock) as record:
         discard_drafts(options.store)
         recover(options.store)
-        base = smaller_store(options.store, inputs.identity, lock)
+        base = smaller_store(options.store, experiment.identity(), lock)
         if base is None:
-            outcome = _run(options, inputs, record, lock)
+            outcome = _run(options, experiment, record, lock)
         else:
-            path = larger_store(base, options.estimator.n_probes, inputs.checkpoints)
-            outcome = _run(replace(options, store=path), inputs, record, lock, base)
+            path = larger_store(base, experiment.estimator.n_probes, experiment.checkpoints)
+            outcome = _run(replace(options, store=path), experiment, record, lock, base)
             if outcome.complete:
                 change_places(options.store, path, lock)
         record.update(state=outcome.state)
@@ -132,36 +150,31 @@ def launch(options: LaunchOptions) -> Outcome:
 
 def _run(
     options: LaunchOptions,
-    inputs: Inputs,
+    experiment: Experiment,
     record: RunRecord,
     lock: LauncherLock,
     base: ResultsStore | None = None,
 ) -> Outcome:
     """Fill a store; `base` is one from which it takes the probes that are there."""
-    store, checkpoints = ready_store(options, inputs, base, lock)
-    plan = make_plan(options, inputs, checkpoints, store)
+    store, checkpoints = ready_store(options, experiment, base, lock)
+    plan = make_plan(options, experiment, checkpoints, store)
     log.info("store %s: %s", store.path, plan.summary())
-    warn_of_full_disk(options, inputs.dataset, plan)
+    warn_of_full_disk(options, experiment.dataset, plan)
     epochs = [checkpoint.epoch for checkpoint in checkpoints]
     unexported = _unexported(options, store, epochs, base)
     record.update(store=str(store.root))
     run = _Run(options, store, plan, record)
     run.finish_epochs(epochs, export=unexported)
     if plan.missing.any():
+        shared = beside(base.path if base else options.store, ".inputs")
         context = RunContext(
+            experiment=experiment.travelling(prepare(experiment.dataset, shared)),
             store=store.root,
-            prepared=prepare(
-                inputs.dataset, beside(base.path if base else options.store, ".inputs")
-            ),
-            estimator=inputs.estimator,
-            head=options.head,
-            model=inputs.model,
-            schedule=options.schedule,
-            class_order=tuple(inputs.class_order.tolist()),
+            shared=shared,
             device=options.device.type,
             batch_size=options.batch_size,
             base=base.root if base else None,
-            base_probes=base.identity["estimator"]["n_probes"] if base else 0,
+            base_probes=probes_of(base) if base else 0,
         )
         run.compute(context)
     return run.conclude()

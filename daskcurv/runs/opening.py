@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 import daskcurv
 from daskcurv.errors import CheckpointError
 from daskcurv.experiment.checkpoints import Checkpoint, check_all
-from daskcurv.runs.inputs import Inputs, sample_columns
+from daskcurv.experiment.experiment import Experiment
 from daskcurv.runs.options import LaunchOptions
-from daskcurv.storage import ResultsStore, schema
+from daskcurv.storage import ResultsStore
 from daskcurv.storage.chunks import shown
 from daskcurv.storage.integrity.columns import damaged_columns, restore_columns
 from daskcurv.storage.integrity.lost import count_of, lost_files
@@ -22,12 +21,12 @@ from daskcurv.storage.schema import DEFAULT_BLOCK_SIZE
 
 log = logging.getLogger(__name__)
 
-_FILE_COLUMNS = ("checkpoint_sha256", "checkpoint_size", "checkpoint_mtime_ns")
+_FILE_COLUMNS = Checkpoint.COLUMNS[1:]
 
 
 def ready_store(
     options: LaunchOptions,
-    inputs: Inputs,
+    experiment: Experiment,
     base: ResultsStore | None,
     lock: LauncherLock | None = None,
 ) -> tuple[ResultsStore, list[Checkpoint]]:
@@ -36,7 +35,7 @@ def ready_store(
     Parameters
     ----------
     options : LaunchOptions
-    inputs : Inputs
+    experiment : Experiment
     base : ResultsStore or None
         The store of fewer probes that the results are to build on.
     lock : LauncherLock, optional
@@ -54,23 +53,23 @@ def ready_store(
         If weights cannot be used, or are not those that the store was filled from.
     StoreError
     """
-    store = open_existing(options, inputs, lock)
-    checkpoints = check_weights(inputs, store or base)
+    store = open_existing(options, experiment, lock)
+    checkpoints = check_weights(experiment, store or base)
     if base is not None:
         say_what_is_lost(base)
         _note_changed_checkpoints(base, checkpoints)
     if store is None:
         store = ResultsStore.create(
             options.store,
-            identity=inputs.identity,
-            samples=sample_columns(inputs, options),
-            epochs=_epoch_columns(checkpoints, inputs, options),
+            identity=experiment.identity(),
+            samples=experiment.sample_columns(),
+            epochs=experiment.epoch_columns(checkpoints),
             block_size=base.block_size if base else options.block_size or DEFAULT_BLOCK_SIZE,
             attrs={
                 "title": "curvature of the loss around training samples",
                 "daskcurv_version": daskcurv.__version__,
-                "class_names": list(inputs.dataset.class_names),
-                "class_order_source": inputs.class_order_source,
+                "class_names": list(experiment.dataset.class_names),
+                "class_order_source": experiment.class_order_source,
             },
             lock=lock,
         )
@@ -78,25 +77,23 @@ def ready_store(
     if options.block_size and options.block_size != store.block_size:
         log.info("the store's block size, %d, is kept", store.block_size)
     if damaged_columns(store):
-        restore_columns(
-            store, sample_columns(inputs, options), _epoch_columns(checkpoints, inputs, options)
-        )
+        restore_columns(store, experiment.sample_columns(), experiment.epoch_columns(checkpoints))
     for row in sorted({one.row for one in lost_files(store)}):
         store.set_epoch(row, complete=False)
     _note_changed_checkpoints(store, checkpoints)
     added = [checkpoint for checkpoint in checkpoints if checkpoint.epoch not in store.rows]
     if added:
-        store.add_epochs(_epoch_columns(added, inputs, options))
+        store.add_epochs(experiment.epoch_columns(added))
     return store, checkpoints
 
 
 def open_existing(
-    options: LaunchOptions, inputs: Inputs, lock: LauncherLock | None = None
+    options: LaunchOptions, experiment: Experiment, lock: LauncherLock | None = None
 ) -> ResultsStore | None:
     """Open the store if there is one; it has to be one that can be added to."""
     if not options.store.exists():
         return None
-    store = ResultsStore.open(options.store, identity=inputs.identity, lock=lock)
+    store = ResultsStore.open(options.store, identity=experiment.identity(), lock=lock)
     store.refuse_if_compact()
     say_what_is_lost(store)
     return store
@@ -114,14 +111,14 @@ def say_what_is_lost(store: ResultsStore) -> None:
         )
 
 
-def check_weights(inputs: Inputs, store: ResultsStore | None) -> list[Checkpoint]:
+def check_weights(experiment: Experiment, store: ResultsStore | None) -> list[Checkpoint]:
     """Read all weights completely, except files that match the store's record."""
     with tqdm(
-        total=len(inputs.checkpoints), desc="checking weights", unit=" files", disable=None
+        total=len(experiment.checkpoints), desc="checking weights", unit=" files", disable=None
     ) as bar:
         return check_all(
-            inputs.checkpoints,
-            inputs.model,
+            experiment.checkpoints,
+            experiment.network,
             _recorded(store) if store else {},
             on_done=lambda _: bar.update(),
         )
@@ -150,35 +147,10 @@ def _note_changed_checkpoints(store: ResultsStore, checkpoints: list[Checkpoint]
         if recorded[row] and done[row].any():
             changed.append(str(checkpoint.epoch))
         else:
-            store.set_epoch(row, **_checkpoint_columns(checkpoint))
+            store.set_epoch(row, **checkpoint.columns())
     if changed:
         raise CheckpointError(
             f"the checkpoints of epochs {', '.join(changed)} have changed since {store.path} was "
             "filled from them; restore the old files, exclude these epochs, or choose another "
             "--store"
         )
-
-
-def _checkpoint_columns(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "checkpoint": checkpoint.path.name,
-        "checkpoint_sha256": checkpoint.sha256,
-        "checkpoint_size": checkpoint.size,
-        "checkpoint_mtime_ns": checkpoint.mtime_ns,
-    }
-
-
-def _epoch_columns(
-    checkpoints: list[Checkpoint], inputs: Inputs, options: LaunchOptions
-) -> dict[str, list[Any]]:
-    schedule, num_classes = options.schedule, len(inputs.class_order)
-    rows = [
-        {
-            "epoch": checkpoint.epoch,
-            "task": schedule.task(checkpoint.epoch, num_classes),
-            "num_active_classes": schedule.num_active(checkpoint.epoch, num_classes),
-            **_checkpoint_columns(checkpoint),
-        }
-        for checkpoint in checkpoints
-    ]
-    return {v.name: [row[v.name] for row in rows] for v in schema.EPOCH_VARIABLES}

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 RESULTS = Path("results2/base_deep_learning_system")
 
-REGENERATE = Path("regenerate")
-"""Value of `class_order` that asks for the order that the experiment's index determines."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchOptions:

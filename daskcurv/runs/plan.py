@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskcurv.experiment.checkpoints import Checkpoint
-from daskcurv.experiment.curriculum import active_samples
+from daskcurv.experiment.experiment import Experiment
 from daskcurv.runs.block import BlockTask
-from daskcurv.runs.inputs import Inputs, sample_columns
 from daskcurv.runs.options import LaunchOptions
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.schema import DEFAULT_BLOCK_SIZE
@@ -79,7 +78,7 @@ class Plan:
 
 def make_plan(
     options: LaunchOptions,
-    inputs: Inputs,
+    experiment: Experiment,
     checkpoints: list[Checkpoint],
     store: ResultsStore | None,
 ) -> Plan:
@@ -88,13 +87,13 @@ def make_plan(
     Parameters
     ----------
     options : LaunchOptions
-    inputs : Inputs
+    experiment : Experiment
     checkpoints : list of Checkpoint
         One for each epoch asked for, in order.
     store : ResultsStore or None
         What is done already.
     """
-    num_samples = len(inputs.dataset)
+    num_samples = len(experiment.dataset)
     block_size = store.block_size if store else options.block_size or DEFAULT_BLOCK_SIZE
     block_size = min(block_size, num_samples)
     rows = dict(store.rows) if store else {}
@@ -103,6 +102,5 @@ def make_plan(
     done = np.zeros((len(rows), -(-num_samples // block_size)), dtype=bool)
     if store:
         done[: len(store.rows)] = store.done_blocks()
-    first_active = np.asarray(sample_columns(inputs, options)["first_epoch_active"], np.int64)
     epochs = [checkpoint.epoch for checkpoint in checkpoints]
-    return Plan(checkpoints, rows, done, active_samples(first_active, epochs, block_size))
+    return Plan(checkpoints, rows, done, experiment.active_per_block(epochs, block_size))

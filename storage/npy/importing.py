@@ -44,8 +44,8 @@ def import_tree(tree_path: Path, path: Path, multiply_by: int = 1) -> ResultsSto
     path : Path
         Of the store; must not exist.
     multiply_by : int
-        The batch size that gradients were divided by, for want of which they are too small; squares
-        are multiplied by its square.
+        The batch size that gradients were divided by, to be multiplied by it; squares are
+        multiplied by its square.
 
     Returns
     -------

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from daskcurv.atomic import whole_directory
 from daskcurv.config import check_positive
 from daskcurv.errors import ConfigError, ExportError, StoreWriteError
+from daskcurv.experiment.identity import Recorded
 from daskcurv.places import check_writable
 from daskcurv.storage import schema
 from daskcurv.storage.integrity.lost import refuse_lost, refuse_lost_blocks
@@ -209,7 +210,7 @@ def export_epoch(
 
 
 def _metadata(store: ResultsStore, row: int, epoch: int) -> dict[str, Any]:
-    order = store.identity["classes"]["order"]
+    order = list(Recorded.of(store.identity).curriculum.order)
     num_active = int(store.read("num_active_classes")[row])
     return {
         "epoch": epoch,
@@ -243,8 +244,7 @@ def _kept_text(store: ResultsStore, epoch: int) -> str:
 def _statistics(values: NDArray[np.float32]) -> dict[str, float | None]:
     """Return mean, population standard deviation, minimum and maximum.
 
-    A statistic that is not a number, for want of samples or because of one that is not, is None:
-    JSON has no NaN.
+    All are None if there are no samples, or if one has no finite value: JSON has no NaN.
     """
     wide = values.astype(np.float64)
     names = ("mean", "std", "min", "max")

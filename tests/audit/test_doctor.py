@@ -172,7 +172,7 @@ def test_inputs_that_may_not_be_looked_at_are_a_failure(doctor, monkeypatch):
 def test_it_says_which_method_a_run_would_use_and_why(
     doctor, project, monkeypatch, fast, asked, said
 ):
-    for module in ("daskcurv.estimators.auto", "daskcurv.audit.doctor"):
+    for module in ("daskcurv.estimators.selection", "daskcurv.audit.doctor"):
         monkeypatch.setattr(f"{module}.has_fast_bfloat16", lambda device: fast)
     code, output = doctor(*inputs(project), "--n_probes", "1", *asked)
     assert code == 0

@@ -23,7 +23,7 @@ from daskcurv.clusters.local import local_cluster
 from daskcurv.config import EstimatorConfig
 from daskcurv.errors import ClusterError
 from daskcurv.experiment.curriculum import Schedule
-from daskcurv.runs.inputs import gather, sample_columns
+from daskcurv.runs.inputs import experiment_of
 from daskcurv.runs.options import LaunchOptions
 from daskcurv.storage import ResultsStore, schema
 from tests.support.builders import TINY, make_model, write_checkpoints, write_cifar
@@ -108,12 +108,12 @@ def make_store(project: Project, **settings: Any) -> None:
         schedule=Schedule(initial_classes=4, class_increment=4, class_frequency=2),
         estimator=EstimatorConfig(**{"n_probes": 2, **settings}),
     )
-    inputs = gather(options)
+    experiment = experiment_of(options)
     values: dict[str, Any] = {"epoch": 0, "checkpoint": "index-0_epoch-0.pt"}
     ResultsStore.create(
         project.store,
-        identity=inputs.identity,
-        samples=sample_columns(inputs, options),
+        identity=experiment.identity(),
+        samples=experiment.sample_columns(),
         epochs={
             variable.name: [values.get(variable.name, variable.fill)]
             for variable in schema.EPOCH_VARIABLES
@@ -477,7 +477,7 @@ def test_other_experiments_class_orders_are_named_and_recorded(project, dry_laun
     assert dry_launch() == 0
     said = f"{directory} has only index-1.npy, index-10.npy"
     assert f"regenerated from experiment index 0 ({said})" in capsys.readouterr().err
-    assert gather(options_of(project)).class_order_source.endswith(f"; {said}")
+    assert experiment_of(options_of(project)).class_order_source.endswith(f"; {said}")
 
 
 def test_the_class_order_beside_a_model_directory_named_by_dots_is_found(project, monkeypatch):
@@ -485,8 +485,8 @@ def test_the_class_order_beside_a_model_directory_named_by_dots_is_found(project
     path.parent.mkdir()
     np.save(path, np.arange(10)[::-1])
     monkeypatch.chdir(project.models)
-    inputs = gather(replace(options_of(project), model_dir=Path()))
-    assert inputs.class_order.tolist() == [*range(10)][::-1]
+    inputs = experiment_of(replace(options_of(project), model_dir=Path()))
+    assert list(inputs.curriculum.order) == [*range(10)][::-1]
     assert inputs.class_order_source == str(path)
 
 

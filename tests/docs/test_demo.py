@@ -16,9 +16,9 @@ from daskcurv import score_samples
 from daskcurv.cli import main
 from daskcurv.clusters.local import visible_gpus
 from daskcurv.demo import FLIPPED_FRACTION, LAST_EPOCH, SPEC
-from daskcurv.estimators.auto import has_fast_bfloat16
+from daskcurv.estimators.selection import has_fast_bfloat16
 from daskcurv.experiment.checkpoints import read_state_dict
-from daskcurv.experiment.data.cifar import normalise, read_cifar
+from daskcurv.experiment.data.cifar import read_cifar
 from daskcurv.storage import identity_of
 
 
@@ -103,7 +103,7 @@ def test_the_demo_uses_the_fast_method_and_agrees_with_direct_differences(demo):
         ids = np.flatnonzero(row.status == 1)[::17]
         direct = score_samples(
             model,
-            normalise(cifar.images[ids]),
+            cifar.normalise(cifar.images[ids]),
             cifar.labels[ids],
             sample_ids=ids,
             method="finite-difference",

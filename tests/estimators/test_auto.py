@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from daskcurv import open_results, score_samples
 from daskcurv.config import EstimatorConfig
 from daskcurv.errors import ConfigError
-from daskcurv.estimators import auto, kernels
+from daskcurv.estimators import kernels, selection
 from daskcurv.estimators.difference_propagation import DifferencePropagation
 from daskcurv.estimators.kernels import Kernels
 from daskcurv.estimators.layers import Rectifier
@@ -28,7 +28,7 @@ from tests.support.project import Project
 @pytest.fixture(autouse=True)
 def fast_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     # Most of what is tested here is tried only by CPUs that have it.
-    monkeypatch.setattr(auto, "has_fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(selection, "has_fast_bfloat16", lambda device: True)
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_the_method_is_chosen_by_the_samples_given(monkeypatch, samples):
 
 
 def test_a_cpu_without_fast_bfloat16_takes_direct_differences(monkeypatch, messages, samples):
-    monkeypatch.setattr(auto, "has_fast_bfloat16", lambda device: False)
+    monkeypatch.setattr(selection, "has_fast_bfloat16", lambda device: False)
     monkeypatch.setattr(DifferencePropagation, "__call__", None)
     model = make_model()
     found = score_samples(model, *samples, n_probes=2)
@@ -176,7 +176,7 @@ def test_a_cpu_without_fast_bfloat16_takes_direct_differences(monkeypatch, messa
     [{"precision": "float32"}, {"method": "difference-propagation"}, {"precision": "bfloat16"}],
 )
 def test_without_fast_bfloat16_propagation_can_be_asked_for(monkeypatch, samples, settings):
-    monkeypatch.setattr(auto, "has_fast_bfloat16", lambda device: False)
+    monkeypatch.setattr(selection, "has_fast_bfloat16", lambda device: False)
     scorer = Scorer(make_model(), EstimatorConfig(n_probes=2, **settings), batch_size=5)
     scorer.choose_method(samples[0], samples[1], torch.arange(5))
     assert scorer.method == f"difference-propagation, {settings.get('precision', 'float32')}"
@@ -191,7 +191,7 @@ def test_a_store_begun_with_propagation_goes_on_with_it(
     results = open_results(project.store)
     assert results.method.sel(epoch=0) == f"difference-propagation, {precision}"
     for fast in (False, True):
-        monkeypatch.setattr(auto, "has_fast_bfloat16", lambda device, fast=fast: fast)
+        monkeypatch.setattr(selection, "has_fast_bfloat16", lambda device, fast=fast: fast)
         # Another method would be refused.
         assert dry_launch() == 0
 

@@ -20,9 +20,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from daskcurv import rademacher_probes, score_samples
-from daskcurv.experiment.data.cifar import normalise
 from daskcurv.experiment.resnet18 import ModelSpec
-from tests.support.builders import TINY, make_model, write_cifar
+from tests.support.builders import TINY, make_model, normalise, write_cifar
 from tests.support.oracles import MEASURES, referee, relative_errors
 
 score = partial(score_samples, method="finite-difference")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from daskcurv import SampleScores, score_samples
 from daskcurv.demo import make_dataset
 from daskcurv.estimators.difference_propagation import _split
-from daskcurv.experiment.data.cifar import DIRECTORY, normalise, read_cifar
+from daskcurv.experiment.data.cifar import DIRECTORY, read_cifar
 from daskcurv.experiment.resnet18 import ModelSpec
 from tests.support.builders import TINY, make_model
 from tests.support.oracles import assert_scores, referee
@@ -176,7 +176,7 @@ def digits(tmp_path_factory):
     root = tmp_path_factory.mktemp("digits")
     make_dataset(root)
     cifar = read_cifar(root / DIRECTORY)
-    return normalise(cifar.images), torch.from_numpy(cifar.labels)
+    return cifar.normalise(cifar.images), torch.from_numpy(cifar.labels)
 
 
 def vgg() -> nn.Module:

@@ -24,8 +24,7 @@ from daskcurv.clusters import worker
 from daskcurv.clusters.environment import WORKER_JOB
 from daskcurv.errors import ConfigError
 from daskcurv.estimators import precision
-from daskcurv.experiment.data.cifar import normalise
-from tests.support.builders import make_model
+from tests.support.builders import make_model, normalise
 from tests.support.project import Project
 
 METHODS = ["finite-difference", "difference-propagation", "zeroth-order"]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from daskcurv import score_samples
 from daskcurv.errors import ConfigError
-from daskcurv.estimators import auto
+from daskcurv.estimators import selection
 from daskcurv.estimators.layers import Affine, Rectifier
 from tests.support.oracles import assert_scores, referee
 
@@ -29,7 +29,7 @@ CLASSES = 5
 
 @pytest.fixture(autouse=True)
 def fast_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto, "has_fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(selection, "has_fast_bfloat16", lambda device: True)
 
 
 @pytest.fixture

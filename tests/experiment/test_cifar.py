@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import md5
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,11 +29,9 @@ from daskcurv.experiment.data import cifar as dataset
 from daskcurv.experiment.data.cifar import (
     Cifar,
     download,
-    normalise,
-    open_prepared,
-    prepare,
     read_cifar,
 )
+from daskcurv.experiment.data.prepared import prepare
 from tests.support.builders import write_cifar
 
 
@@ -385,19 +384,19 @@ def test_the_digest_does_not_depend_on_how_the_set_is_stored(tmp_path):
 def test_the_workers_copy_is_written_once_and_can_be_mapped(tmp_path):
     original = small_set()
     first = prepare(original, tmp_path / "store.inputs")
-    written = {path.name: path.stat() for path in first.iterdir()}
+    written = {path.name: path.stat() for path in first.directory.iterdir()}
     assert prepare(original, tmp_path / "store.inputs") == first
-    for path in first.iterdir():
+    for path in first.directory.iterdir():
         assert path.stat().st_ino == written[path.name].st_ino
         assert path.stat().st_mtime_ns == written[path.name].st_mtime_ns
 
-    images, labels = open_prepared(first)
+    images, labels = first.images, first.labels
     assert isinstance(images, np.memmap)
     assert not images.flags.writeable
     np.testing.assert_array_equal(images, original.images)
     np.testing.assert_array_equal(labels, original.labels)
     assert labels.dtype == np.int64
-    assert list((tmp_path / "store.inputs").iterdir()) == [first]
+    assert list((tmp_path / "store.inputs").iterdir()) == [first.directory]
 
 
 def test_another_data_set_gets_a_copy_of_its_own(tmp_path):
@@ -410,7 +409,7 @@ def test_another_data_set_gets_a_copy_of_its_own(tmp_path):
         (original.labels, relabelled.labels),
         strict=True,
     ):
-        np.testing.assert_array_equal(open_prepared(copy)[1], labels)
+        np.testing.assert_array_equal(copy.labels, labels)
 
 
 @pytest.mark.parametrize("failing", [1, 2], ids=["images", "labels"])
@@ -425,14 +424,15 @@ def test_a_full_disk_leaves_no_part_of_the_workers_copy(
 
     monkeypatch.undo()
     np.testing.assert_array_equal(
-        open_prepared(prepare(small_set(), tmp_path / "inputs"))[0], small_set().images
+        prepare(small_set(), tmp_path / "inputs").images, small_set().images
     )
 
 
 @pytest.mark.parametrize("name", ["images.npy", "labels.npy"])
 @pytest.mark.parametrize("damage", ["emptied", "cut", "removed", "one bit"])
 def test_a_damaged_copy_is_refused_to_workers_and_written_again(tmp_path, name, damage):
-    copy = prepare(small_set(), tmp_path)
+    prepared = prepare(small_set(), tmp_path)
+    copy = prepared.directory
     whole = (copy / name).read_bytes()
     if damage == "removed":
         (copy / name).unlink()
@@ -441,9 +441,9 @@ def test_a_damaged_copy_is_refused_to_workers_and_written_again(tmp_path, name, 
         damaged = {"emptied": b"", "cut": whole[: len(whole) // 2], "one bit": flipped}
         (copy / name).write_bytes(damaged[damage])
     with pytest.raises(DataError) as refusal:
-        open_prepared(copy)
+        len(replace(prepared))
     assert str(copy) in str(refusal.value)
-    assert prepare(small_set(), tmp_path) == copy
+    assert prepare(small_set(), tmp_path) == prepared
     assert (copy / name).read_bytes() == whole
     assert list(tmp_path.iterdir()) == [copy]
 
@@ -458,7 +458,7 @@ def test_a_place_that_cannot_be_written_is_a_store_write_error(tmp_path):
 def test_normalise_agrees_with_plain_float64_numpy():
     ramp = np.arange(256, dtype=np.uint8).repeat(12).reshape(1, 3, 32, 32)
     images = np.concatenate([ramp, ramp[:, ::-1], small_set().images])
-    normalised = normalise(images)
+    normalised = small_set().normalise(images)
     assert normalised.dtype == torch.float32
     mean = np.array([0.5071, 0.4865, 0.4409]).reshape(3, 1, 1)
     std = np.array([0.2673, 0.2564, 0.2762]).reshape(3, 1, 1)
@@ -467,8 +467,10 @@ def test_normalise_agrees_with_plain_float64_numpy():
 
 
 def test_normalise_takes_a_read_only_map_and_leaves_it_alone(tmp_path):
-    images, _ = open_prepared(prepare(small_set(), tmp_path))
-    torch.testing.assert_close(normalise(images), normalise(small_set().images), rtol=0, atol=0)
+    original, copy = small_set(), prepare(small_set(), tmp_path)
+    images = copy.images
+    expected = original.normalise(original.images)
+    torch.testing.assert_close(copy.normalise(images), expected, rtol=0, atol=0)
     np.testing.assert_array_equal(images, small_set().images)
 
 

@@ -18,9 +18,9 @@ from daskcurv.errors import ConfigError, DataError
 from daskcurv.experiment.curriculum import (
     TRAIN,
     VALIDATION,
+    Curriculum,
     Schedule,
     class_order_of,
-    first_epochs_trained,
     held_out_split,
     read_class_order,
 )
@@ -154,8 +154,8 @@ def test_the_first_epochs_trained_are_by_the_training_runs_formula():
 def test_what_an_identity_does_not_record_is_not_known():
     classes = {"order": [1, 0, 2], **Schedule(1, 1, 10).to_dict()}
     positions = np.array([2, -1, 0, 1], np.int16)
-    assert first_epochs_trained(classes, positions).tolist() == [21, -1, 1, 11]
-    assert first_epochs_trained({"order": [1, 0, 2]}, positions).tolist() == [-1] * 4
+    assert Curriculum.of(classes).first_epochs_trained(positions).tolist() == [21, -1, 1, 11]
+    assert Curriculum.of({"order": [1, 0, 2]}).first_epochs_trained(positions).tolist() == [-1] * 4
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,10 @@ import torch
 
 from daskcurv.config import EstimatorConfig
 from daskcurv.estimators.scoring import Scorer
-from daskcurv.experiment.curriculum import Schedule, class_order_of
-from daskcurv.experiment.data.cifar import prepare, read_cifar
-from daskcurv.runs.block import BATCH_SIZES, RunContext, Worker
-from tests.support.builders import TINY, make_model
-from tests.support.launches import make_store
+from daskcurv.experiment.data.cifar import read_cifar
+from daskcurv.runs.block import BATCH_SIZES, Worker
+from tests.support.builders import make_model
+from tests.support.launches import make_store, run_context
 
 
 @pytest.mark.parametrize(
@@ -47,17 +46,9 @@ def test_the_fastest_batch_size_is_kept(monkeypatch, rates, expected):
 
 def test_a_measured_batch_size_is_remembered_for_its_device_and_method(project, monkeypatch):
     cifar = read_cifar(project.data)
-    prepared = prepare(cifar, project.root / "inputs")
     store = make_store(project.root / "store", cifar, block_size=10)
-    context = RunContext(
-        store.path,
-        prepared,
-        EstimatorConfig(method="finite-difference"),
-        "all",
-        TINY,
-        Schedule(4, 4, 2),
-        tuple(class_order_of(0, 10).tolist()),
-    )
+    shared = project.root / "inputs"
+    context = run_context(store.path, cifar, shared, EstimatorConfig(method="finite-difference"))
     measured = []
 
     def tune(scorer: Scorer, *sample: torch.Tensor) -> None:
@@ -75,6 +66,8 @@ def test_a_measured_batch_size_is_remembered_for_its_device_and_method(project, 
     assert measured == ["finite-difference"]
     assert chosen("zeroth-order") == 77
     assert measured == ["finite-difference", "zeroth-order"]
-    path: Path = prepared.parent / BATCH_SIZES
+    path: Path = shared / BATCH_SIZES
     assert len(json.loads(path.read_text())) == 2
-    assert sorted(p.name for p in path.parent.iterdir()) == sorted([BATCH_SIZES, prepared.name])
+    assert sorted(p.name for p in path.parent.iterdir()) == sorted(
+        [BATCH_SIZES, cifar.digest()[:16]]
+    )

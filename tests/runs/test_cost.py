@@ -21,7 +21,9 @@ from daskcurv.config import EstimatorConfig
 from daskcurv.demo import demo_options
 from daskcurv.experiment.checkpoints import Checkpoint
 from daskcurv.experiment.curriculum import Schedule, class_order_of
-from daskcurv.experiment.data.cifar import prepare, read_cifar
+from daskcurv.experiment.data.cifar import read_cifar
+from daskcurv.experiment.data.prepared import prepare
+from daskcurv.experiment.experiment import Experiment
 from daskcurv.experiment.resnet18 import ModelSpec
 from daskcurv.measures import MEASURES
 from daskcurv.runs import cost as estimating
@@ -36,7 +38,7 @@ from daskcurv.runs.cost import (
     store_size,
     warn_of_full_disk,
 )
-from daskcurv.runs.inputs import Inputs, gather
+from daskcurv.runs.inputs import experiment_of
 from daskcurv.runs.opening import ready_store
 from daskcurv.runs.options import LaunchOptions
 from daskcurv.storage import ResultsStore, schema
@@ -65,7 +67,7 @@ def options_of(project: Project, **changes: Any) -> LaunchOptions:
 
 def estimate_of(project: Project, rate: float | None = None, **changes: Any) -> Estimate:
     options = options_of(project, **changes)
-    return dry_run(options, gather(options), rate)
+    return dry_run(options, experiment_of(options), rate)
 
 
 def active_counts(project: Project, epochs: Iterable[int]) -> list[int]:
@@ -81,7 +83,7 @@ def test_a_plan_of_4001_epochs_is_what_a_shorter_run_of_them_does(project, monke
         if not link.exists():
             os.link(path, link)
 
-    def unread(inputs: Inputs, _: ResultsStore | None) -> list[Checkpoint]:
+    def unread(inputs: Experiment, _: ResultsStore | None) -> list[Checkpoint]:
         # Reading 4,001 files through, twice, is for another test.
         return [Checkpoint(*item, "", 0, 0) for item in inputs.checkpoints.items()]
 
@@ -148,7 +150,7 @@ def test_operations_are_those_of_convolutions_and_matrix_products(tmp_path, spec
     torch.manual_seed(0)
     project.models.mkdir()
     torch.save(make_model(spec).state_dict(), project.models / "index-0_epoch-0.pt")
-    inputs = gather(options_of(project))
+    inputs = experiment_of(options_of(project))
     total = 0
 
     def count(module: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
@@ -170,7 +172,7 @@ def test_added_probes_are_all_that_is_counted(project):
     fewer = estimate_of(project)
     assert (fewer.samples_left, fewer.flop) == (0, 0.0)
     more = estimate_of(project, estimator=EstimatorConfig(n_probes=7), block_size=None)
-    inputs = gather(options_of(project))
+    inputs = experiment_of(options_of(project))
     assert more.flop == (1 + 5) * flop_per_gradient(inputs) * more.samples_left
 
 
@@ -234,7 +236,7 @@ def test_the_size_of_the_workers_copy_is_that_of_its_directory(project):
 def test_files_and_sizes_are_those_of_the_finished_run(demo, capsys):
     root, _ = demo
     options = demo_options(Path(root) / "demo")
-    estimate = dry_run(options, gather(options))
+    estimate = dry_run(options, experiment_of(options))
     assert_size(estimate.store, options.store)
     assert_size(estimate.export, options.save_base_dir)
     assert estimate.samples_left == 0
@@ -258,10 +260,10 @@ def test_sizes_are_given_in_a_unit_that_shows_them(value, text):
 
 
 def test_added_probes_are_planned_in_the_blocks_that_the_launch_will_use(project):
-    store = ready_store(options_of(project), gather(options_of(project)), None)[0]
+    store = ready_store(options_of(project), experiment_of(options_of(project)), None)[0]
     store.write_block(0, 2, inactive_values(7))
     options = options_of(project, estimator=EstimatorConfig(n_probes=7), block_size=None)
-    inputs = gather(options)
+    inputs = experiment_of(options)
     estimate = dry_run(options, inputs)
     assert estimate.plan.missing.shape == (4, 9) == store.done_blocks().shape
     assert estimate.plan.missing.all()

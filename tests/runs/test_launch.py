@@ -20,12 +20,19 @@ from daskcurv.cli import main
 from daskcurv.config import EstimatorConfig
 from daskcurv.errors import ClusterError
 from daskcurv.experiment.checkpoints import check_all
-from daskcurv.experiment.curriculum import Schedule, class_order_of
-from daskcurv.experiment.data.cifar import normalise, prepare, read_cifar
+from daskcurv.experiment.curriculum import class_order_of
+from daskcurv.experiment.data.cifar import read_cifar
 from daskcurv.experiment.resnet18 import ModelSpec
-from daskcurv.runs.block import BlockTask, RunContext, Worker
-from tests.support.builders import TINY, make_model, write_checkpoints, write_cifar
-from tests.support.launches import MEASURES, assert_ok, assert_same_results, make_store, results
+from daskcurv.runs.block import BlockTask, Worker
+from tests.support.builders import make_model, write_checkpoints, write_cifar
+from tests.support.launches import (
+    MEASURES,
+    assert_ok,
+    assert_same_results,
+    make_store,
+    results,
+    run_context,
+)
 from tests.support.oracles import referee
 from tests.support.project import Project
 
@@ -85,7 +92,7 @@ def test_the_store_holds_what_score_samples_computes(project):
     assert_ok(project.launch("--block_size", "17"))
     dataset = results(project.store)
     cifar = read_cifar(project.data)
-    images, labels = normalise(cifar.images), cifar.labels
+    images, labels = cifar.normalise(cifar.images), cifar.labels
     order = class_order_of(0, 10)
     for epoch, num_active in ((0, 4), (1, 4), (2, 8), (4, 10)):
         active = np.flatnonzero(np.isin(labels, order[:num_active]))
@@ -122,21 +129,13 @@ def test_results_do_not_depend_on_the_number_of_workers_or_later_epochs(project)
 
 def test_results_do_not_depend_on_the_order_of_blocks(project):
     cifar = read_cifar(project.data)
-    prepared = prepare(cifar, project.root / "inputs")
     checkpoint = project.models / "index-0_epoch-4.pt"
     sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     stores = []
     for name, blocks in (("forward", range(6)), ("backward", reversed(range(6)))):
         store = make_store(project.root / name, cifar, block_size=10)
-        context = RunContext(
-            store.path,
-            prepared,
-            EstimatorConfig(n_probes=2),
-            "all",
-            TINY,
-            Schedule(4, 4, 2),
-            tuple(class_order_of(0, 10).tolist()),
-            batch_size=8,
+        context = run_context(
+            store.path, cifar, project.root / "inputs", EstimatorConfig(n_probes=2), batch_size=8
         )
         worker = Worker(context)
         for block in blocks:
@@ -151,10 +150,7 @@ def test_results_do_not_depend_on_the_order_of_blocks(project):
 def test_a_worker_takes_no_block_that_might_outlast_its_job(project, monkeypatch):
     cifar = read_cifar(project.data)
     store = make_store(project.root / "store", cifar, block_size=60)
-    prepared = prepare(cifar, project.root / "inputs")
-    context = RunContext(
-        store.path, prepared, EstimatorConfig(), "all", TINY, Schedule(4, 4, 2), tuple(range(10))
-    )
+    context = run_context(store.path, cifar, project.root / "inputs")
 
     def declines(seconds_left: float, longest_block: float) -> bool:
         monkeypatch.setenv("DASKCURV_DEADLINE", str(time.time() + seconds_left))
@@ -173,9 +169,7 @@ def test_a_worker_takes_no_block_that_might_outlast_its_job(project, monkeypatch
 def test_a_gpu_run_does_not_fall_back_to_cpus_in_silence(project, monkeypatch):
     cifar = read_cifar(project.data)
     store = make_store(project.root / "store", cifar, block_size=60)
-    context = RunContext(
-        store.path, project.root, EstimatorConfig(), "all", TINY, Schedule(), (), device="cuda"
-    )
+    context = run_context(store.path, cifar, project.root / "inputs", device="cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ClusterError, match="no GPU is visible to worker"):
         Worker(context)
@@ -240,7 +234,7 @@ def test_options_change_what_is_documented_to_change(project):
     assert np.isin(dataset.prediction.sel(epoch=2).values[active], order[:4]).all()
     cifar = read_cifar(project.data)
     ids = np.flatnonzero(active)
-    sample = normalise(cifar.images[ids]), torch.from_numpy(cifar.labels[ids])
+    sample = cifar.normalise(cifar.images[ids]), torch.from_numpy(cifar.labels[ids])
     classes = order[:4].tolist()
     expected = referee(
         make_model(seed=1002), *sample, n_probes=2, classes=classes, ids=ids.tolist()
@@ -293,7 +287,7 @@ def test_each_of_50000_samples_is_scored_exactly_once(tmp_path):
     cifar = read_cifar(project.data)
     scores = daskcurv.score_samples(
         make_model(ModelSpec(num_classes=100, width=1), seed=5000),
-        normalise(cifar.images[chosen]),
+        cifar.normalise(cifar.images[chosen]),
         labels[chosen],
         n_probes=1,
         sample_ids=chosen,

@@ -14,11 +14,10 @@ from daskcurv.cli import main
 from daskcurv.config import EstimatorConfig
 from daskcurv.errors import CheckpointChangedError
 from daskcurv.experiment.checkpoints import Checkpoint
-from daskcurv.experiment.curriculum import Schedule, class_order_of
-from daskcurv.experiment.data.cifar import prepare, read_cifar
+from daskcurv.experiment.data.cifar import read_cifar
 from daskcurv.runs.accounts.progress import Progress
 from daskcurv.runs.accounts.record import RunRecord
-from daskcurv.runs.block import BlockReport, BlockTask, RunContext, Worker
+from daskcurv.runs.block import BlockReport, BlockTask, Worker
 from daskcurv.runs.launch import Outcome, _Run
 from daskcurv.runs.opening import _recorded
 from daskcurv.runs.options import LaunchOptions
@@ -28,8 +27,9 @@ from daskcurv.runs.window import Done, SetAside
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.finite import noted_epochs
 from daskcurv.storage.integrity.verify import verify
-from tests.support.builders import TINY, make_model
+from tests.support.builders import make_model
 from tests.support.launches import make_store as make_launch_store
+from tests.support.launches import run_context
 from tests.support.stores import IDENTITY, block_values, chunk, finish, make_store
 
 ACTIVE = np.ones(11, dtype=bool)
@@ -114,16 +114,8 @@ def test_a_worker_counts_those_of_a_network_that_overflows(project):
     path = project.models / "index-0_epoch-4.pt"
     torch.save(weights, path)
     store = make_launch_store(project.root / "store", cifar, block_size=20)
-    context = RunContext(
-        store.path,
-        prepare(cifar, project.root / "inputs"),
-        EstimatorConfig(n_probes=1, method="finite-difference"),
-        "all",
-        TINY,
-        Schedule(4, 4, 2),
-        tuple(class_order_of(0, 10).tolist()),
-        batch_size=8,
-    )
+    estimator = EstimatorConfig(n_probes=1, method="finite-difference")
+    context = run_context(store.path, cifar, project.root / "inputs", estimator, batch_size=8)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     report = Worker(context).run(BlockTask(4, 0, 1, path, sha256, samples=20))
     loss = store.read("loss", 0)[20:40]

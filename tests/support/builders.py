@@ -8,9 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from daskcurv.experiment.data.cifar import Cifar
 from daskcurv.experiment.resnet18 import ModelSpec
 
 TINY = ModelSpec(num_classes=10, width=4)
+
+
+def normalise(images: np.ndarray) -> torch.Tensor:
+    """Normalise CIFAR images (N, 3, 32, 32), as for the network."""
+    return Cifar(images, np.zeros(len(images), np.int64)).normalise(images)
 
 
 def write_cifar(

@@ -9,12 +9,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 import daskcurv
+from daskcurv.config import EstimatorConfig
+from daskcurv.experiment.curriculum import Curriculum, Schedule, class_order_of
+from daskcurv.experiment.data import Dataset
+from daskcurv.experiment.data.prepared import prepare
+from daskcurv.experiment.experiment import Experiment
+from daskcurv.runs.block import RunContext
 from daskcurv.storage import ResultsStore
+from tests.support.builders import TINY
 from tests.support.crashes import finished_blocks
 from tests.support.project import Project
 
@@ -83,3 +91,22 @@ def launch_in_progress(project: Project) -> Iterator[subprocess.Popen[str]]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+def run_context(
+    store: Path,
+    dataset: Dataset,
+    shared: Path,
+    estimator: EstimatorConfig | None = None,
+    **settings: Any,
+) -> RunContext:
+    """What the blocks of a run share in which classes arrive 4, 8, 10 at epochs 0, 2, 4."""
+    experiment = Experiment(
+        dataset=dataset,
+        checkpoints={},
+        network=TINY,
+        curriculum=Curriculum(tuple(class_order_of(0, 10).tolist()), Schedule(4, 4, 2)),
+        estimator=estimator or EstimatorConfig(),
+    )
+    copy = prepare(dataset, shared)
+    return RunContext(experiment.travelling(copy), store, shared, **settings)

@@ -1,4 +1,4 @@
-"""CIFAR-100-format data: safe reading, hashing, and a copy that workers can map.
+"""CIFAR-100's python format, read safely.
 
 The published data set is a directory ``cifar-100-python`` of pickles. Subsets and relabelled
 variants in the same format are normal inputs. Pickles are opened by an unpickler that knows the
@@ -15,17 +15,14 @@ import re
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from daskcurv.atomic import whole_directory
-from daskcurv.errors import DataError, StoreWriteError
+from daskcurv.errors import DataError
+from daskcurv.experiment.data.dataset import Arrays
 from daskcurv.places import exists, leads_nowhere, listed, names_in
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -38,35 +35,19 @@ DIRECTORY = "cifar-100-python"
 _PUBLISHED_TRAIN_MD5 = "16019d7e3df5f24257cddd939b257f8d"
 
 
-@dataclass(frozen=True)
-class Cifar:
-    """A training set in CIFAR-100 format.
+@dataclass(frozen=True, eq=False)
+class Cifar(Arrays):
+    """A training set in CIFAR-100 format; attributes as of `Dataset`, labels are the fine ones.
 
     Attributes
     ----------
-    images : ndarray of uint8, shape (N, 3, 32, 32)
-    labels : ndarray of int64, shape (N,)
-        Fine labels, in data-set order.
-    class_names : tuple of str
-        Empty if the directory does not name them.
     published : bool
         Whether the training file is byte for byte the published one.
     """
 
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    class_names: tuple[str, ...] = ()
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
     published: bool = False
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def digest(self) -> str:
-        """Return the sha256 (hex) of labels and images, independent of how they are stored."""
-        digest = hashlib.sha256(f"{self.images.shape}".encode())
-        digest.update(np.ascontiguousarray(self.labels, dtype="<i8"))
-        digest.update(np.ascontiguousarray(self.images))
-        return digest.hexdigest()
 
 
 class _Dtype:
@@ -193,6 +174,11 @@ def _numbers(path: Path, name: str, value: Any) -> NDArray[Any]:
         raise DataError(f"{path}: {name!r} is not an array of numbers: {error}") from None
 
 
+def recognises(directory: Path) -> bool:
+    """Return whether a directory holds a training set of this format."""
+    return exists(directory / "train", "data set file")
+
+
 def read_cifar(directory: Path) -> Cifar:
     """Read the training set of a CIFAR-100-format directory.
 
@@ -261,7 +247,7 @@ def download(directory: Path) -> None:
     directory : Path
         Must be called ``cifar-100-python``, the name inside the published archive.
     """
-    if exists(directory / "train", "data set file"):
+    if recognises(directory):
         return
     # What is there may be the user's own data set, which the published one must not replace.
     if alike := [name for name in _names_in(directory) if name.casefold().startswith("train")]:
@@ -285,91 +271,3 @@ def download(directory: Path) -> None:
             f"CIFAR-100 could not be downloaded into {directory.parent}: {error}. Fetch the python "
             f"version elsewhere and unpack it as {directory}"
         ) from error
-
-
-def prepare(dataset: Cifar, parent: Path) -> Path:
-    """Write the memory-mappable copy that workers read, unless an undamaged one exists.
-
-    Parameters
-    ----------
-    dataset : Cifar
-    parent : Path
-        On a file system that the workers can read; the copy's directory is named by its digest.
-
-    Returns
-    -------
-    Path
-        Directory with ``images.npy`` and ``labels.npy``.
-    """
-    target = parent / dataset.digest()[:16]
-    if target.exists():
-        if _is_whole(target):
-            return target
-        log.warning("the workers' copy of the data set, %s, is damaged; writing it again", target)
-    try:
-        with whole_directory(target) as building:
-            np.save(building / "images.npy", dataset.images)
-            np.save(building / "labels.npy", dataset.labels)
-    except OSError as error:
-        raise StoreWriteError(
-            f"cannot write the workers' copy of the data set under {parent}: {error}"
-        ) from error
-    return target
-
-
-def _is_whole(prepared: Path) -> bool:
-    try:
-        open_prepared(prepared)
-    except DataError:
-        return False
-    return True
-
-
-def open_prepared(directory: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Map the copy made by `prepare`, and compare it with the digest in its name.
-
-    Every reader checks it, because another machine can see other contents than the one that wrote
-    it. A full-size copy takes 0.1 s and is then in memory.
-
-    Returns
-    -------
-    images : ndarray of uint8, shape (N, 3, 32, 32)
-        Read-only memory map.
-    labels : ndarray of int64, shape (N,)
-
-    Raises
-    ------
-    DataError
-        If the copy is missing or damaged.
-    """
-    try:
-        images = np.load(directory / "images.npy", mmap_mode="r", allow_pickle=False)
-        labels = np.load(directory / "labels.npy", allow_pickle=False)
-        if not Cifar(images, labels).digest().startswith(directory.name):
-            raise ValueError("its contents do not have the digest in its name")
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"the workers' copy of the data set, {directory}, cannot be used: {error}. Run the "
-            "same command again to write it again"
-        ) from error
-    return images, labels
-
-
-def normalise(images: NDArray[np.uint8]) -> Tensor:
-    """Scale and standardise pixels as the training run did, without augmentation.
-
-    Parameters
-    ----------
-    images : ndarray of uint8, shape (N, 3, 32, 32)
-
-    Returns
-    -------
-    Tensor of float32, shape (N, 3, 32, 32)
-    """
-    import torch
-
-    mean, std = (
-        torch.tensor(values, dtype=torch.float32, device="cpu").reshape(3, 1, 1)
-        for values in (MEAN, STD)
-    )
-    return (torch.from_numpy(np.array(images)).to(torch.float32) / 255 - mean) / std

@@ -1,0 +1,261 @@
+"""A training run whose weights were kept, and what is to be computed of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from daskcurv.config import EstimatorConfig, Identity, differences
+from daskcurv.errors import ConfigError, DataError, StoreError
+from daskcurv.estimators.auto import CHECK_SAMPLES
+from daskcurv.estimators.probes import GENERATOR
+from daskcurv.estimators.scoring import Scorer
+from daskcurv.estimators.selection import recorded_as
+from daskcurv.experiment.checkpoints import Checkpoint, check_weights, read_state_dict
+from daskcurv.experiment.curriculum import Curriculum, active_samples, held_out_split
+from daskcurv.experiment.data import Dataset
+from daskcurv.experiment.data.prepared import Prepared
+from daskcurv.experiment.identity import Recorded
+from daskcurv.experiment.networks import Network, network_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Data, weights by epoch, network and curriculum of a training run, and the estimator.
+
+    Attributes
+    ----------
+    dataset : Dataset
+    checkpoints : mapping
+        File of the weights by epoch, for the epochs to compute.
+    network : Network
+        The one that they belong to.
+    curriculum : Curriculum
+    estimator : EstimatorConfig
+        Its precision is decided; its method is ``"auto"`` if workers may fall back to direct finite
+        differences.
+    head : {"all", "active"}
+        Outputs that take part in the loss: all, or those of the active classes.
+    experiment_index : int
+        Which of several training runs it is.
+    validation_per_class : int
+        The first samples of each class that the training run held out.
+    class_order_source : str
+        Where the class order comes from.
+    """
+
+    dataset: Dataset
+    checkpoints: Mapping[int, Path]
+    network: Network
+    curriculum: Curriculum
+    estimator: EstimatorConfig
+    head: str = "all"
+    experiment_index: int = 0
+    validation_per_class: int = 0
+    class_order_source: str = ""
+
+    @classmethod
+    def from_identity(
+        cls, identity: Identity, *, dataset: Dataset, checkpoints: Mapping[int, Path]
+    ) -> Experiment:
+        """Return the experiment that a store's identity records.
+
+        Parameters
+        ----------
+        identity : dict
+        dataset : Dataset
+        checkpoints : mapping
+            File by epoch.
+
+        Raises
+        ------
+        StoreError
+            If the identity is that of imported results.
+        DataError
+            If anything is not as recorded; says what differs.
+        """
+        recorded = Recorded.of(identity)
+        if recorded.estimator is None or recorded.head is None or recorded.imported:
+            raise StoreError("results that were imported do not say how they were computed")
+        experiment = cls(
+            dataset=dataset,
+            checkpoints=checkpoints,
+            network=network_of(recorded.network),
+            curriculum=recorded.curriculum,
+            estimator=recorded.estimator,
+            head=recorded.head,
+            experiment_index=recorded.experiment_index or 0,
+            validation_per_class=recorded.dataset["validation_per_class"],
+        )
+        if different := differences(identity, experiment.identity()):
+            raise DataError(f"this is another experiment: {'; '.join(different)}")
+        return experiment
+
+    def identity(self) -> Identity:
+        """Return all that changes the results, as a JSON-able dictionary."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> Identity:
+        # The digest of the data set takes a while.
+        return {
+            "estimator": {**recorded_as(self.estimator).to_dict(), "probes": GENERATOR},
+            "head": self.head,
+            "model": self.network.to_dict(),
+            "dataset": {
+                "sha256": self.dataset.digest(),
+                "num_samples": len(self.dataset),
+                "mean": list(self.dataset.mean),
+                "std": list(self.dataset.std),
+                "validation_per_class": self.validation_per_class,
+            },
+            "classes": self.curriculum.to_dict(),
+            "experiment_index": self.experiment_index,
+        }
+
+    def travelling(self, copy: Prepared) -> Experiment:
+        """Return the experiment as it is sent with a task: without arrays, and without files.
+
+        Parameters
+        ----------
+        copy : Prepared
+            The data set's copy that workers map.
+        """
+        return replace(self, dataset=copy, checkpoints={})
+
+    def check(self, data: str = "the data set", weights: str = "the checkpoints") -> None:
+        """Check that the parts belong together.
+
+        Parameters
+        ----------
+        data, weights : str
+            What the messages call them.
+
+        Raises
+        ------
+        DataError, ConfigError
+        """
+        outputs = self.network.num_classes
+        if (largest := int(self.dataset.labels.max())) >= outputs:
+            raise DataError(
+                f"{data} has label {largest}, but the network of {weights} has {outputs} outputs; "
+                "data set and checkpoints do not belong together"
+            )
+        if sorted(self.curriculum.order) != list(range(outputs)):
+            raise ConfigError(
+                f"the class order has {len(self.curriculum.order)} entries; expected each of the "
+                f"{outputs} outputs of the network once"
+            )
+
+    def active_classes(self, epoch: int) -> tuple[int, ...]:
+        """Return the classes that are active at an epoch."""
+        return self.curriculum.active_classes(epoch)
+
+    def active(self, epoch: int) -> NDArray[np.bool_]:
+        """Return which samples are active at an epoch, shape (N,)."""
+        return self.curriculum.active(epoch, self.dataset.labels)
+
+    def active_per_block(self, epochs: Sequence[int], block_size: int) -> NDArray[np.int64]:
+        """Count the active samples of each block, shape (epochs, blocks)."""
+        return active_samples(self._first_epoch_active, epochs, block_size)
+
+    @property
+    def _first_epoch_active(self) -> NDArray[np.int64]:
+        position = self.curriculum.position(self.dataset.labels)
+        return self.curriculum.first_epoch_active()[position]
+
+    def sample_columns(self) -> dict[str, NDArray[np.generic]]:
+        """Return what a store has of each sample besides the results."""
+        labels = self.dataset.labels
+        return {
+            "sample": np.arange(len(labels)),
+            "label": labels,
+            "split": held_out_split(labels, self.validation_per_class),
+            "class_position": self.curriculum.position(labels),
+            "first_epoch_active": self._first_epoch_active,
+        }
+
+    def epoch_columns(self, checkpoints: Sequence[Checkpoint]) -> dict[str, list[Any]]:
+        """Return what a store has of each epoch before anything is computed."""
+        epochs = [checkpoint.epoch for checkpoint in checkpoints]
+        of_files = [checkpoint.columns() for checkpoint in checkpoints]
+        return {
+            "epoch": epochs,
+            "task": [self.curriculum.task(epoch) for epoch in epochs],
+            "num_active_classes": [len(self.active_classes(epoch)) for epoch in epochs],
+            **{name: [columns[name] for columns in of_files] for name in Checkpoint.COLUMNS},
+        }
+
+    def model(self, epoch: int, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
+        """Return the network of an epoch.
+
+        Parameters
+        ----------
+        epoch : int
+        weights : mapping, optional
+            The contents of the epoch's file, if it has been read already.
+
+        Raises
+        ------
+        CheckpointError
+            If the weights cannot be used.
+        """
+        path = self.checkpoints[epoch]
+        if weights is None:
+            weights, _ = read_state_dict(path)
+        model = self.network.build()
+        check_weights(model.state_dict(), weights, path)
+        model.load_state_dict(weights)
+        return model
+
+    def scorer(
+        self,
+        epoch: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        batch_size: int | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Scorer:
+        """Return the network of an epoch, ready to score samples.
+
+        Parameters
+        ----------
+        epoch : int
+        device : torch.device or str
+        dtype : torch.dtype
+            Of the network and the images.
+        batch_size : int, optional
+            Samples per micro-batch.
+        weights : mapping, optional
+            The contents of the epoch's file, if it has been read already.
+
+        Raises
+        ------
+        CheckpointError
+            If the weights cannot be used.
+        """
+        scorer = Scorer(
+            self.model(epoch, weights),
+            self.estimator,
+            classes=self.active_classes(epoch) if self.head == "active" else None,
+            device=device,
+            batch_size=batch_size,
+            dtype=dtype,
+        )
+        # The same samples for every worker and block, so that all choose the same method.
+        if len(first := self.first_active(epoch)):
+            scorer.choose_method(*self.dataset.inputs(first))
+        return scorer
+
+    def first_active(self, epoch: int) -> NDArray[np.int64]:
+        """Return the few first active samples of an epoch, with which a scorer is tried."""
+        return np.flatnonzero(self.active(epoch))[:CHECK_SAMPLES]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from daskcurv.runs.block import BlockReport, BlockTask
+from daskcurv.runs.tasks import BlockReport, BlockTask
 
 
 def nothing(task: BlockTask) -> BlockReport:

@@ -34,8 +34,9 @@ from torch import device as torch_device
 from daskcurv.clusters.base import scheduler_settings
 from daskcurv.clusters.local import LocalWorkers
 from daskcurv.clusters.slurm.run_directory import credentials
-from daskcurv.runs.block import BlockTask
-from daskcurv.runs.window import Done, feed
+from daskcurv.runs.events import Done
+from daskcurv.runs.tasks import BlockTask
+from daskcurv.runs.window import feed
 
 SAMPLES = 20
 

@@ -20,7 +20,7 @@ def open_cluster(options: ClusterOptions, directory: Path) -> Iterator[Cluster]:
     ----------
     options : ClusterOptions
     directory : Path
-        For what a run leaves beside its store while it lasts.
+        For files that exist while the run lasts.
 
     Yields
     ------
@@ -31,7 +31,7 @@ def open_cluster(options: ClusterOptions, directory: Path) -> Iterator[Cluster]:
 
 
 def _manager(options: ClusterOptions, directory: Path) -> AbstractContextManager[Cluster]:
-    # Imported when used: dask-jobqueue takes its time, and touches signal handlers.
+    # Imported when used: dask-jobqueue is slow to import, and touches signal handlers.
     if options.cluster == "slurm":
         from daskcurv.clusters.slurm.cluster import slurm_cluster
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from distributed import Client
+if TYPE_CHECKING:
+    from distributed import Client
 
 ClusterName = Literal["local", "slurm", "allocation", "connect"]
 
@@ -69,19 +70,19 @@ class Workers:
 
 
 def scheduler_settings(allowed_failures: int) -> dict[str, Any]:
-    """Return Dask's configuration for a scheduler of ours.
+    """Return Dask's configuration for a scheduler that the launcher starts.
 
     Parameters
     ----------
     allowed_failures : int
-        A task that takes its worker down with it is given this many more workers.
+        How many more workers a task gets that kills its worker.
     """
     return {
         "distributed.scheduler.allowed-failures": allowed_failures,
         # Tasks wait at the scheduler, not behind a slow one at a worker.
         "distributed.scheduler.worker-saturation": 1.0,
-        # A cluster of Dask's closes for good what has not come back by then, by default after 15 s.
-        # A worker that is started again takes longer on a busy machine; a requeued job, hours.
+        # Dask permanently closes a worker that has not come back by then, by default after 15 s. To
+        # start a worker again takes longer on a busy machine; a requeued job takes hours.
         "distributed.deploy.lost-worker-timeout": "3650 days",
     }
 

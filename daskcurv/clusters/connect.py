@@ -23,7 +23,7 @@ CONNECT_SECONDS = 15
 
 
 class ForeignWorkers:
-    """Workers that are not ours to start or stop; a `daskcurv.clusters.base.Cluster`."""
+    """Workers that the launcher neither starts nor stops; a `daskcurv.clusters.base.Cluster`."""
 
     dashboard = ""
 

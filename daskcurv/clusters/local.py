@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 ALLOWED_FAILURES = 3
 PATIENCE_SECONDS = 300.0
 FAILED_STARTS = 5
-"""So many starts of worker processes in a row that fail are taken to be no accident."""
+"""If so many starts of worker processes in a row fail, the run ends."""
 
 
 class LocalWorkers:
@@ -47,8 +47,8 @@ class LocalWorkers:
     def poll(self) -> Workers:
         """Count the workers, and start missing ones.
 
-        Most that die are replaced by their nannies. One that dies while it starts takes its nanny
-        along, and has to be started anew.
+        Most that die are replaced by their nannies. If one dies while it starts, its nanny ends
+        too, and a new one is started.
 
         Raises
         ------

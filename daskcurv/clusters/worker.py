@@ -4,7 +4,7 @@ Usage::
 
     python -m daskcurv.clusters.worker [--device cuda|cpu] [--step NAME --slot N] SCHEDULER ...
 
-Further options are those of ``dask worker``; its name is not taken over. The job ends with exit
+Further options are those of ``dask worker``; its ``--name`` is not. The job ends with exit
 status `UNFIT` if the device is unusable, so that the launcher can distinguish a bad node from a
 bad job script.
 """

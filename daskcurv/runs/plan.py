@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from daskcurv.experiment.checkpoints import Checkpoint
 from daskcurv.experiment.experiment import Experiment
-from daskcurv.runs.block import BlockTask
 from daskcurv.runs.options import LaunchOptions
+from daskcurv.runs.tasks import BlockTask
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.schema import DEFAULT_BLOCK_SIZE
 
@@ -45,6 +45,12 @@ class Plan:
         rows = [self.rows[checkpoint.epoch] for checkpoint in self.checkpoints]
         missing: NDArray[np.bool_] = ~self.done[rows]
         return missing
+
+    @property
+    def left(self) -> dict[int, int]:
+        """How many blocks each epoch lacks."""
+        counts = self.missing.sum(axis=1).tolist()
+        return {one.epoch: count for one, count in zip(self.checkpoints, counts, strict=True)}
 
     def tasks(self) -> Iterator[BlockTask]:
         """Yield the blocks to compute, epoch by epoch, so that workers share a checkpoint."""

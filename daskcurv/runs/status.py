@@ -16,13 +16,13 @@ from daskcurv.experiment.curriculum import active_samples
 from daskcurv.logs import counted
 from daskcurv.places import followed, listed
 from daskcurv.runs.accounts.record import read_record
+from daskcurv.runs.outcome import State
+from daskcurv.runs.wording import STATES
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.chunks import shown
 from daskcurv.storage.finite import noted_epochs
 from daskcurv.storage.integrity.lost import lost_files
 from daskcurv.storage.lock import holder
-
-KILLED = "killed: no exit was recorded (process or machine stopped)"
 
 
 def read_status(path: Path) -> dict[str, Any]:
@@ -41,8 +41,8 @@ def read_status(path: Path) -> dict[str, Any]:
         ``blocks`` and ``samples`` (active ones), each with ``done`` and ``of``;
         ``epochs_not_finite``; and, unless a run is in progress, ``lost``, the missing files of
         finished blocks. ``store`` is None if there is no store yet. ``run`` is the record of the
-        last launch, or None if there is no record; its ``state`` is ``"running"`` only if the
-        process is alive.
+        last launch, or None if there is no record; its ``state`` (words) is ``"running"``, and its
+        ``state_code`` (a `State`) too, only if the process is alive.
 
     Raises
     ------
@@ -52,12 +52,12 @@ def read_status(path: Path) -> dict[str, Any]:
     # In this order: a launcher that ends meanwhile is not taken for one that was killed.
     owner = holder(path)
     run = read_record(path)
-    if (
-        run is not None
-        and run.get("state") == "running"
-        and (owner is None or not _is_launcher_of(owner, run))
-    ):
-        run["state"] = KILLED
+    if run is not None:
+        alive = owner is not None and _is_launcher_of(owner, run)
+        if run.get("state") == STATES[State.RUNNING] and not alive:
+            run["state"] = STATES[State.KILLED]
+        # By the words, because earlier versions recorded no more.
+        run["state_code"] = next((code for code in State if STATES[code] == run.get("state")), None)
     if run is not None and not path.exists():
         return {"path": str(path), "holder": owner, "store": None, "run": run}
     alive = run is not None and run["state"] == "running"

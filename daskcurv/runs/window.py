@@ -15,74 +15,21 @@ import time
 import traceback
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from distributed import Client, Future, Scheduler
 from distributed.scheduler import KilledWorker
 
 from daskcurv.clusters import Cluster
-from daskcurv.clusters.base import Workers
 from daskcurv.errors import ClusterError, DaskcurvError, StoreWriteError
+from daskcurv.runs.events import Done, Failed, Polled, Report, SetAside, Task
+from daskcurv.runs.tasks import Declined
 
 log = logging.getLogger(__name__)
 
 TASKS_PER_WORKER = 3
 ATTEMPTS = 3
 POLL_SECONDS = 1.0
-
-Task = TypeVar("Task")
-Report = TypeVar("Report")
-
-
-@dataclass(frozen=True)
-class Done(Generic[Task, Report]):
-    """A task finished."""
-
-    task: Task
-    report: Report
-
-
-@dataclass(frozen=True)
-class SetAside(Generic[Task]):
-    """A task failed `ATTEMPTS` times."""
-
-    task: Task
-    reason: str
-    error: BaseException | None = field(default=None, compare=False)
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """Some time has passed.
-
-    Attributes
-    ----------
-    workers : Workers
-    running : int
-        Tasks being computed.
-    connected : frozenset of str
-        Dask addresses of the connected workers.
-    """
-
-    workers: Workers
-    running: int
-    connected: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class Declined:
-    """What a function returns, instead of a report, whose worker is about to leave.
-
-    Attributes
-    ----------
-    worker : str
-        Dask's address of it.
-    reason : str
-    """
-
-    worker: str
-    reason: str
 
 
 def feed(
@@ -91,7 +38,7 @@ def feed(
     tasks: Iterable[Task],
     may_start: Callable[[], bool] = lambda: True,
     may_wait: Callable[[], bool] = lambda: True,
-) -> Iterator[Done[Task, Report] | SetAside[Task] | Waiting]:
+) -> Iterator[Done[Task, Report] | Failed[Task] | SetAside[Task] | Polled]:
     """Run tasks on a cluster, a few per worker at a time, and yield events.
 
     Parameters
@@ -109,8 +56,8 @@ def feed(
 
     Yields
     ------
-    Done, SetAside or Waiting
-        In the order of events; `Waiting` about once a second.
+    Done, Failed, SetAside or Polled
+        In the order of events; `Polled` about once a second.
 
     Raises
     ------
@@ -157,7 +104,7 @@ def feed(
             workers = _connected_workers(client)
             window = TASKS_PER_WORKER * max(1, len(workers))
             # A worker is given one at a time; the others wait at the scheduler.
-            yield Waiting(cluster.poll(), min(len(running), len(workers)), workers)
+            yield Polled(cluster.poll(), min(len(running), len(workers)), workers)
             polled = time.monotonic()
         while len(running) < window and (task := next_task()) is not None:
             # Keys are left to Dask but never shared: a retried task is a new one.
@@ -188,8 +135,8 @@ def feed(
         failures[task] += 1
         failed_on[task].update(client.run_on_scheduler(_where_it_failed, future.key))
         if failures[task] < ATTEMPTS:
-            log.warning("trying again: %s: %s", task, _reason(error))
             again.append(task)
+            yield Failed(task, _reason(error))
         else:
             yield SetAside(task, _reason(error), error)
 

@@ -4,6 +4,19 @@ from __future__ import annotations
 
 from daskcurv.clusters.base import Why, Workers
 from daskcurv.logs import counted
+from daskcurv.runs.outcome import State
+
+STATES = {
+    State.RUNNING: "running",
+    State.FINISHED: "finished",
+    State.SOME_FAILED: "finished, some blocks failed",
+    State.NOT_FINITE: "finished, with results that are not finite",
+    State.OUT_OF_TIME: "out of time",
+    State.INTERRUPTED: "interrupted",
+    State.FAILED: "failed",
+    State.KILLED: "killed: no exit was recorded (process or machine stopped)",
+}
+"""The states of a run in words."""
 
 
 def workers_in_words(workers: Workers) -> str:

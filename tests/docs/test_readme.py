@@ -116,7 +116,7 @@ def test_the_launch_command_of_the_readme_has_options_that_exist(tmp_path, monke
 def test_the_tests_that_promises_name_exist():
     promises = (REPOSITORY / "docs" / "store.md").read_text()
     named = set(re.findall(r"`(test_\w+|Test\w+)`", promises))
-    written = "".join(path.read_text() for path in (REPOSITORY / "tests").glob("*.py"))
+    written = "".join(path.read_text() for path in (REPOSITORY / "tests").rglob("*.py"))
     assert named
     assert [
         name for name in named if not re.search(rf"(def|class) {name}|^{name} =", written, re.M)

@@ -13,7 +13,7 @@ from daskcurv import demo, training
 from daskcurv.cli import main
 from daskcurv.experiment.curriculum import Schedule
 from daskcurv.experiment.resnet18 import ModelSpec
-from daskcurv.runs.launch import Outcome
+from daskcurv.runs.outcome import Outcome
 from daskcurv.training import STATE, TrainingRun, train
 from tests.support.builders import write_cifar
 

@@ -23,7 +23,8 @@ from daskcurv.experiment.checkpoints import check_all
 from daskcurv.experiment.curriculum import class_order_of
 from daskcurv.experiment.data.cifar import read_cifar
 from daskcurv.experiment.resnet18 import ModelSpec
-from daskcurv.runs.block import BlockTask, Worker
+from daskcurv.runs.block import Worker
+from daskcurv.runs.tasks import BlockTask
 from tests.support.builders import make_model, write_checkpoints, write_cifar
 from tests.support.launches import (
     MEASURES,

@@ -10,9 +10,19 @@ import time
 
 import pytest
 
+from daskcurv.clusters.base import Reason, Why, Workers
 from daskcurv.logs import counted
 from daskcurv.runs.accounts import progress
 from daskcurv.runs.accounts.progress import Progress
+from daskcurv.runs.accounts.tally import Tally
+from daskcurv.runs.events import Ended, EpochComplete, Polled
+from tests.support.events import done, started
+
+QUEUED = (Reason(Why.QUEUED, "Priority", 60), Reason(Why.QUEUED, "Resources", 1))
+
+
+def local(running: int) -> Polled:
+    return Polled(Workers("local", running, wanted=2), running)
 
 
 class Clock:
@@ -50,79 +60,107 @@ def drawn(terminal: Terminal) -> str:
 
 
 def test_the_rate_does_not_count_the_start_of_the_workers(clock):
-    with Progress(epochs=1, blocks=10, samples=1000) as run:
-        for _ in range(60):
-            clock.now += 1
-            run.tick("0 workers", running=0)
-        assert run.line() == "epochs 0/1, blocks 0/10, 0 workers, time left unknown"
+    run = Progress()
+    run(started(epochs=1, blocks=10, samples=1000))
+    for _ in range(60):
         clock.now += 1
-        run.tick("1 worker", running=1)
-        clock.now += 9
-        run.block_done(100)
-        assert run.state()["samples_per_second"] == pytest.approx(10)
-        assert run.line() == "epochs 0/1, blocks 1/10, 1 worker, 10.0 samples/s, 0:01:30 left"
+        run(local(0))
+    assert run.line() == "epochs 0/1, blocks 0/10, 0 workers, time left unknown"
+    clock.now += 1
+    run(local(1))
+    clock.now += 9
+    run(done(samples=100))
+    assert run.line() == "epochs 0/1, blocks 1/10, 1 worker, 10.0 samples/s, 0:01:30 left"
 
 
 def test_workers_that_are_lost_in_between_do_count(clock):
-    with Progress(epochs=1, blocks=10, samples=1000) as run:
-        run.tick("1 worker", running=1)
-        clock.now += 10
-        run.block_done(100)
-        clock.now += 10
-        run.tick("0 workers", running=0)
-        assert run.state()["samples_per_second"] == pytest.approx(5)
+    tally = Tally()
+    tally(started(epochs=1, blocks=10, samples=1000))
+    tally(local(1))
+    clock.now += 10
+    tally(done(samples=100))
+    clock.now += 10
+    tally(local(0))
+    assert tally.state() == {
+        "epochs": {"done": 0, "of": 1},
+        "blocks": {"done": 1, "of": 10},
+        "samples": {"done": 100, "of": 1000},
+        "samples_per_second": pytest.approx(5),
+        "seconds_left": pytest.approx(180),
+    }
+
+
+def test_epochs_that_were_complete_before_are_no_progress(clock):
+    tally = Tally()
+    tally(EpochComplete(0, 0, computed=False))
+    tally(EpochComplete(200, 1))
+    assert tally.done == {"epochs": 1, "blocks": 0, "samples": 0}
 
 
 def test_the_last_line_has_the_final_counts(clock, monkeypatch):
     terminal = use_terminal(monkeypatch)
-    with Progress(epochs=1, blocks=2, samples=200) as run:
-        run.tick("2 workers", running=2)
-        for _ in range(2):
-            clock.now += 30
-            run.block_done(100)
-        run.epoch_done()
-        assert run.summary() == "epochs 1/1, blocks 2/2, 200 samples in 0:01:00"
+    run = Progress()
+    run(started(epochs=1, blocks=2, samples=200))
+    run(local(2))
+    for _ in range(2):
+        clock.now += 30
+        run(done(samples=100))
+    run(EpochComplete(0, 0))
+    run(Ended())
+    assert run.summary() == "epochs 1/1, blocks 2/2, 200 samples in 0:01:00"
     assert re.fullmatch(r"100%\|[█#]+\| epochs 1/1, blocks 2/2", drawn(terminal))
 
 
 @pytest.mark.parametrize(
-    "workers",
-    ["2 workers", "3 of 64 workers running, 61 waiting in the queue (Priority, Resources)"],
+    ("workers", "text"),
+    [
+        (Workers("local", 2, wanted=2), "2 workers"),
+        (
+            Workers("slurm", 3, waiting=61, wanted=64, reasons=QUEUED),
+            "3 of 64 workers running, 61 waiting in the queue (Priority, Resources)",
+        ),
+    ],
 )
-def test_the_bar_fits_a_terminal_of_80_columns(clock, monkeypatch, workers):
+def test_the_bar_fits_a_terminal_of_80_columns(clock, monkeypatch, workers, text):
     terminal = use_terminal(monkeypatch)
-    with Progress(epochs=4001, blocks=40_010, samples=200_000_000) as run:
-        run.tick(workers, running=2)
-        clock.now += 3
-        run.block_done(5000)
-        line = drawn(terminal)
-        assert len(line) <= 80
-        assert re.match(r" +0%\|[^|]{10,}\| 1 day, 9:19:57 left, ", line)
-        assert workers[:35] in line
-        assert line.endswith("workers") or line.endswith("…")
+    run = Progress()
+    run(started(epochs=4001, blocks=40_010, samples=200_000_000))
+    run(Polled(workers, 2))
+    clock.now += 3
+    run(done(samples=5000))
+    line = drawn(terminal)
+    assert len(line) <= 80
+    assert re.match(r" +0%\|[^|]{10,}\| 1 day, 9:19:57 left, ", line)
+    assert text[:35] in line
+    assert line.endswith("workers") or line.endswith("…")
+    run(Ended())
 
 
 def test_a_terminal_has_the_bar_and_the_log_file_the_lines(clock, monkeypatch, caplog):
     use_terminal(monkeypatch)
     caplog.set_level(logging.DEBUG, "daskcurv")
-    with Progress(epochs=1, blocks=2, samples=200) as run:
-        run.tick("1 worker", running=1)
-        clock.now += 31
-        run.block_done(100)
-    assert {record.levelname for record in caplog.records} == {"DEBUG"}
-    assert "blocks 1/2" in caplog.text
+    run = Progress()
+    run(started(epochs=1, blocks=2, samples=200))
+    run(local(1))
+    clock.now += 31
+    run(done(samples=100))
+    lines = [*caplog.messages]
+    run(Ended())
+    assert {record.levelname for record in caplog.records[: len(lines)]} == {"DEBUG"}
+    assert "blocks 1/2" in lines[-1]
 
 
 def test_lines_are_logged_every_half_minute_and_when_workers_change(clock, caplog):
     caplog.set_level(logging.INFO, "daskcurv")
-    with Progress(epochs=1, blocks=200, samples=200) as run:
-        run.tick("1 worker running", running=1)
-        for _ in range(100):
-            clock.now += 1
-            run.tick("2 worker running", running=1)
-        assert len(caplog.records) == 1 + 3
-        run.tick("2 worker running, 1 waiting", running=1)
-        assert len(caplog.records) == 1 + 3 + 1
+    run = Progress()
+    run(started(epochs=1, blocks=200, samples=200))
+    run(Polled(Workers("slurm", 1, wanted=8), 1))
+    for _ in range(100):
+        clock.now += 1
+        run(Polled(Workers("slurm", 2, wanted=8), 1))
+    assert len(caplog.records) == 1 + 3
+    run(Polled(Workers("slurm", 2, starting=1, wanted=8), 1))
+    assert len(caplog.records) == 1 + 3 + 1
 
 
 def test_one_is_singular():

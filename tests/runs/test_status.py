@@ -19,16 +19,21 @@ import pytest
 import torch
 
 from daskcurv.cli import main, stores
+from daskcurv.clusters.base import Workers
 from daskcurv.experiment.curriculum import active_samples
 from daskcurv.runs.accounts import record as run_record
-from daskcurv.runs.accounts.progress import Progress
 from daskcurv.runs.accounts.record import RunRecord, recording
-from daskcurv.runs.status import KILLED, describe, read_status
+from daskcurv.runs.accounts.tally import Tally
+from daskcurv.runs.events import Polled
+from daskcurv.runs.outcome import State
+from daskcurv.runs.status import describe, read_status
+from daskcurv.runs.wording import STATES
 from daskcurv.storage import launcher_lock
 from daskcurv.storage.compact import compact
 from daskcurv.storage.working import ResultsStore
 from tests.support.builders import make_model
 from tests.support.crashes import finished_blocks
+from tests.support.events import done, started
 from tests.support.launches import BLOCKS, SLOW, assert_ok, launch_in_progress, wait_for_blocks
 from tests.support.project import Project
 from tests.support.stores import finish, make_store
@@ -72,6 +77,7 @@ def test_a_run_is_followed_until_it_is_killed_and_until_its_end(project, running
     assert store["blocks"]["of"] == BLOCKS
     assert (run["state"], run["pid"]) == ("running", running.pid)
     assert run["workers"] == "2 workers"
+    assert (run["state_code"], run["fleet"]["running"], run["fleet"]["wanted"]) == ("running", 2, 2)
     assert Path(run["log"]).parent == project.root / "log"
     run_record_file = project.store.with_name("curvature.zarr.run.json")
     # The file is written every two seconds; the blocks are counted now.
@@ -87,7 +93,7 @@ def test_a_run_is_followed_until_it_is_killed_and_until_its_end(project, running
     running.communicate(timeout=60)
     files = files_of(project.root)
     status = status_of(project, capsys)
-    assert status["run"]["state"] == KILLED
+    assert status["run"]["state"] == STATES[State.KILLED]
     done = len(finished_blocks(project))
     assert status["store"]["blocks"] == {"done": done, "of": BLOCKS}
     assert main(["status", str(project.store), "--watch"]) == 0
@@ -123,7 +129,8 @@ def test_watching_ends_with_the_run(project, running, capsys, monkeypatch):
 def test_an_interrupted_run_is_told_from_one_that_failed(project, running, capsys):
     os.killpg(running.pid, signal.SIGINT)
     running.communicate(timeout=60)
-    assert status_of(project, capsys)["run"]["state"] == "interrupted"
+    run = status_of(project, capsys)["run"]
+    assert (run["state"], run["state_code"]) == ("interrupted", "interrupted")
     replace_weights(project, 0)
     run = project.launch(*SLOW)
     assert run.returncode == 2
@@ -175,7 +182,7 @@ def test_another_process_that_holds_the_lock_is_not_taken_for_the_run(tmp_path):
     record.update(pid=1)
     record.write()
     with launcher_lock(store):
-        assert read_status(store)["run"]["state"] == KILLED
+        assert read_status(store)["run"]["state"] == STATES[State.KILLED]
 
 
 def test_a_run_is_seen_by_whatever_name_its_store_is_called(tmp_path, monkeypatch):
@@ -199,7 +206,7 @@ def test_a_launcher_in_another_container_is_not_called_dead(tmp_path):
         path.write_text(json.dumps(owner))
         assert read_status(store)["run"]["state"] == "running"
         os.utime(path, (0, 0))
-        assert read_status(store)["run"]["state"] == KILLED
+        assert read_status(store)["run"]["state"] == STATES[State.KILLED]
 
 
 def test_a_store_without_its_surroundings_is_said_to_be_worked_on(tmp_path):
@@ -240,7 +247,8 @@ def test_a_store_that_was_copied_or_renamed_is_counted_itself(tmp_path, change):
     (tmp_path / "first").mkdir()
     first = finish(make_store(tmp_path / "first/c.zarr", 0, 200))
     record = RunRecord(first.path)
-    record.update(store=str(first.path), state="finished")
+    record.update(store=str(first.path))
+    record.end(State.FINISHED)
     record.write()
     if change == "copied":
         shutil.copytree(tmp_path / "first", tmp_path / "second")
@@ -268,11 +276,11 @@ def test_workers_that_are_gone_are_left_out_at_once_and_others_stay(tmp_path, mo
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     record = RunRecord(tmp_path / "s")
-    record.block_done("a:1", "cpu", "epoch 0 block 0", 10.0, "tls://a:5", "17")
-    record.block_done("a:2", "cpu", "epoch 0 block 1", 10.0, "tls://a:6", "18")
+    record(done(worker="a:1", address="tls://a:5", job="17"))
+    record(done(block=1, worker="a:2", address="tls://a:6", job="18"))
 
     def shown(*connected: str) -> dict[str, Any]:
-        record.connected = {*connected}
+        record(Polled(Workers("local", len(connected)), 0, frozenset(connected)))
         record.write()
         content = run_record.read_record(tmp_path / "s")
         assert content is not None
@@ -345,24 +353,25 @@ def test_the_text_of_a_run_on_a_cluster():
 def test_the_rate_is_that_of_the_last_minutes(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    with Progress(epochs=2, blocks=1000, samples=100_000) as progress:
-        assert progress.state()["seconds_left"] is None
-        for _ in range(100):
-            clock[0] += 10
-            progress.block_done(50)
-        state = progress.state()
-        assert state["samples_per_second"] == pytest.approx(5)
-        assert state["seconds_left"] == pytest.approx((100_000 - 5000) / 5)
-        # Most of the workers went away: soon the rate is that of those left.
-        for _ in range(60):
-            clock[0] += 10
-            progress.block_done(10)
-        assert progress.state()["samples_per_second"] == pytest.approx(1, rel=0.1)
-        assert progress.state()["blocks"] == {"done": 160, "of": 1000}
-        # Nothing comes any more.
-        clock[0] += 6000
-        state = progress.state()
-        assert state["samples_per_second"] == pytest.approx(0, abs=0.02)
+    tally = Tally()
+    tally(started(epochs=2, blocks=1000, samples=100_000))
+    assert tally.state()["seconds_left"] is None
+    for _ in range(100):
+        clock[0] += 10
+        tally(done(samples=50))
+    state = tally.state()
+    assert state["samples_per_second"] == pytest.approx(5)
+    assert state["seconds_left"] == pytest.approx((100_000 - 5000) / 5)
+    # Most of the workers went away: soon the rate is that of those left.
+    for _ in range(60):
+        clock[0] += 10
+        tally(done(samples=10))
+    assert tally.state()["samples_per_second"] == pytest.approx(1, rel=0.1)
+    assert tally.state()["blocks"] == {"done": 160, "of": 1000}
+    # Nothing comes any more.
+    clock[0] += 6000
+    state = tally.state()
+    assert state["samples_per_second"] == pytest.approx(0, abs=0.02)
 
 
 def test_active_samples_are_counted_by_block():

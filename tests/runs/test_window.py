@@ -20,7 +20,9 @@ from daskcurv.clusters.environment import WORKER_ENVIRONMENT
 from daskcurv.clusters.local import local_cluster
 from daskcurv.errors import ClusterError, ConfigError, DataError, StoreWriteError
 from daskcurv.runs import window as feeding
-from daskcurv.runs.window import Declined, Done, SetAside, feed
+from daskcurv.runs.events import Done, Failed, Polled, SetAside
+from daskcurv.runs.tasks import Declined
+from daskcurv.runs.window import feed
 from tests.support.minislurm import wait_for
 
 
@@ -94,9 +96,9 @@ def test_a_task_that_kills_its_workers_is_set_aside_while_the_rest_goes_on(clust
 def test_a_task_that_fails_now_and_then_is_tried_again(cluster, tmp_path):
     tasks = [(str(tmp_path), number) for number in range(4)]
     events = list(feed(cluster, fail_twice, tasks))
-    assert Counter(type(event) for event in events if not isinstance(event, feeding.Waiting)) == {
-        Done: 4
-    }
+    kinds = Counter(type(event) for event in events if not isinstance(event, Polled))
+    assert kinds == {Failed: 4 * 2, Done: 4}
+    assert {e.reason for e in events if isinstance(e, Failed)} == {"ValueError: not yet"}
 
 
 def fail_on_one_worker(task: tuple[str, int]):
@@ -146,7 +148,7 @@ def give_away(directory: str):
     return DiesWhenFetched(died)
 
 
-class Polled(local.LocalWorkers):
+class Watched(local.LocalWorkers):
     """Notes when it is polled after a worker has died."""
 
     def __init__(self, workers: local.LocalWorkers, directory: Path):
@@ -160,7 +162,7 @@ class Polled(local.LocalWorkers):
 
 
 def test_a_cluster_is_polled_while_a_lost_result_is_computed_again(cluster, tmp_path):
-    polled = Polled(cluster, tmp_path)
+    polled = Watched(cluster, tmp_path)
     events = [e for e in feed(polled, give_away, [str(tmp_path)]) if isinstance(e, Done)]
     assert [event.report for event in events] == ["fetched"]
 
@@ -171,7 +173,7 @@ def test_a_worker_that_takes_long_to_come_back_is_waited_for(tmp_path):
         dask.config.set({"distributed.deploy.lost-worker-timeout": "10ms"}),
         local_cluster(1) as cluster,
     ):
-        events = list(feed(Polled(cluster, tmp_path), give_away, [str(tmp_path)]))
+        events = list(feed(Watched(cluster, tmp_path), give_away, [str(tmp_path)]))
         assert [event.report for event in events if isinstance(event, Done)] == ["fetched"]
 
 
@@ -251,7 +253,7 @@ def test_a_worker_that_declines_leaves_even_if_there_is_no_other():
     with local_cluster(1) as cluster:
         deadline = time.monotonic() + 60
         for event in feed(cluster, decline, range(5), may_wait=lambda: not left(cluster)):
-            assert isinstance(event, feeding.Waiting)
+            assert isinstance(event, Polled)
             assert time.monotonic() < deadline
         assert cluster.poll().running == 0
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from daskcurv.clusters.base import Reason, Why, Workers
-from daskcurv.runs.wording import workers_in_words
+from daskcurv.runs.outcome import Outcome, State
+from daskcurv.runs.wording import STATES, workers_in_words
 
 WAITING = (Reason(Why.QUEUED, "Priority", 60), Reason(Why.QUEUED, "Resources", 1))
 
@@ -42,3 +43,31 @@ WAITING = (Reason(Why.QUEUED, "Priority", 60), Reason(Why.QUEUED, "Resources", 1
 )  # fmt: skip
 def test_workers_in_words(workers, expected):
     assert workers_in_words(workers) == expected
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state", "words", "exit_code"),
+    [
+        (Outcome(), State.FINISHED, "finished", 0),
+        (Outcome(left=1, set_aside=1), State.OUT_OF_TIME, "out of time", 3),
+        (
+            Outcome(set_aside=1, not_finite=1),
+            State.SOME_FAILED,
+            "finished, some blocks failed",
+            1,
+        ),
+        (
+            Outcome(not_finite=1),
+            State.NOT_FINITE,
+            "finished, with results that are not finite",
+            1,
+        ),
+    ],
+)
+def test_outcomes_in_words(outcome, state, words, exit_code):
+    assert (outcome.state, STATES[outcome.state], outcome.exit_code) == (state, words, exit_code)
+
+
+def test_every_state_has_words_of_its_own():
+    assert STATES.keys() == {*State}
+    assert len({*STATES.values()}) == len(State)

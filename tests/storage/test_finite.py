@@ -13,17 +13,14 @@ import torch
 from daskcurv.cli import main
 from daskcurv.config import EstimatorConfig
 from daskcurv.errors import CheckpointChangedError
-from daskcurv.experiment.checkpoints import Checkpoint
 from daskcurv.experiment.data.cifar import read_cifar
-from daskcurv.runs.accounts.progress import Progress
-from daskcurv.runs.accounts.record import RunRecord
-from daskcurv.runs.block import BlockReport, BlockTask, Worker
-from daskcurv.runs.launch import Outcome, _Run
+from daskcurv.runs.accounts.store import StoreAccount
+from daskcurv.runs.block import Worker
+from daskcurv.runs.events import Done, Ended, SetAside
 from daskcurv.runs.opening import _recorded
-from daskcurv.runs.options import LaunchOptions
-from daskcurv.runs.plan import Plan
+from daskcurv.runs.outcome import Conclusion, Outcome, State
 from daskcurv.runs.status import describe, read_status
-from daskcurv.runs.window import Done, SetAside
+from daskcurv.runs.tasks import BlockReport, BlockTask
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.finite import noted_epochs
 from daskcurv.storage.integrity.verify import verify
@@ -122,12 +119,9 @@ def test_a_worker_counts_those_of_a_network_that_overflows(project):
     assert report.not_finite == (~np.isfinite(loss)).sum() == 20
 
 
-def run_of(store: ResultsStore) -> _Run:
-    """A run of which every block is done."""
-    checkpoints = [Checkpoint(epoch, Path(), "", 0, 0) for epoch in store.epochs]
-    done = store.done_blocks()
-    plan = Plan(checkpoints, store.rows, done, np.full(done.shape, 4))
-    return _Run(LaunchOptions(export=False), store, plan, RunRecord(store.path))
+def conclude(account: StoreAccount, store: ResultsStore) -> Outcome:
+    """End a run of which every block is done."""
+    return Conclusion(dict.fromkeys(store.epochs, 0)).outcome(account.count_not_finite())
 
 
 def task(store: ResultsStore, row: int, block: int) -> BlockTask:
@@ -141,32 +135,33 @@ def report(not_finite: int) -> BlockReport:
 def test_a_run_that_has_some_says_where_and_does_not_end_with_0(store, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("daskcurv"), "propagate", True)
     spoil(store, 1, 0, "loss", np.inf, count=2)
-    run = run_of(store)
-    run._note(task(store, 1, 0), report(2))
+    account = StoreAccount(store)
+    account(Done(task(store, 1, 0), report(2)))
     assert "epoch 200 block 0: 2 of 4 results are not finite" in caplog.text
-    outcome = run.conclude()
+    outcome = conclude(account, store)
     assert outcome == Outcome(not_finite=2)
     assert outcome.exit_code == 1
     assert outcome.complete
-    assert outcome.state == "finished, with results that are not finite"
+    assert outcome.state is State.NOT_FINITE
     assert "2 results are not finite numbers, at epochs 200 (2)" in caplog.text
 
 
 def test_they_are_remembered_by_the_store_until_they_are_computed_again(store):
     before = (store.path / "zarr.json").read_bytes()
     spoil(store, 1, 0, "loss", np.inf)
-    run_of(store)._note(task(store, 1, 0), report(1))  # and the launcher is killed
+    StoreAccount(store)(Done(task(store, 1, 0), report(1)))  # and the launcher is killed
 
     opened = ResultsStore.open(store.path)
     assert (opened.identity, opened.epochs) == (store.identity, store.epochs)
     assert noted_epochs(opened) == [200]
-    assert run_of(opened).conclude().exit_code == 1
+    assert conclude(StoreAccount(opened), opened).exit_code == 1
     status = read_status(store.path)
     assert status["store"]["epochs_not_finite"] == [200]
     assert "some results are not finite numbers at epochs 200;" in describe(status)
 
     store.write_block(1, 0, block_values(store, 0, 1, store.read("first_epoch_active") <= 200))
-    assert run_of(ResultsStore.open(store.path)).conclude() == Outcome()
+    opened = ResultsStore.open(store.path)
+    assert conclude(StoreAccount(opened), opened) == Outcome()
     assert noted_epochs(ResultsStore.open(store.path)) == []
     assert "not finite" not in describe(read_status(store.path))
     assert (store.path / "zarr.json").read_bytes() == before
@@ -174,17 +169,18 @@ def test_they_are_remembered_by_the_store_until_they_are_computed_again(store):
 
 def test_a_run_without_any_leaves_the_stores_metadata_alone(store):
     before = (store.path / "zarr.json").read_bytes()
-    assert run_of(store).conclude() == Outcome()
+    assert conclude(StoreAccount(store), store) == Outcome()
     assert (store.path / "zarr.json").read_bytes() == before
 
 
 def test_a_checkpoint_that_is_not_the_one_on_record_is_read_anew_by_the_next_launch(store):
     (file,) = [c for e, c in _recorded(store).items() if e == 200]
     assert file.size == 1200
-    run = run_of(store)
+    account = StoreAccount(store)
     error = CheckpointChangedError("w.pt is not the file on record")
-    run._handle(SetAside(task(store, 1, 0), str(error), error), Progress(1, 1, 1))
-    run._handle(Done(task(store, 0, 0), report(0)), Progress(1, 1, 1))
+    account(SetAside(task(store, 1, 0), str(error), error))
+    account(Done(task(store, 0, 0), report(0)))
+    account(Ended())
     recorded = _recorded(ResultsStore.open(store.path))
     assert (recorded[200].size, recorded[200].mtime_ns) == (-1, -1)
     assert recorded[200].sha256 == file.sha256

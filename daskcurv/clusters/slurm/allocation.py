@@ -59,7 +59,7 @@ class Slot:
     kind : {"GPU", "CPU worker"}
     starts : int
     step : Popen, optional
-        The ``srun`` of the worker that holds it now.
+        The ``srun`` of the worker that has it now.
     started_at : float
         When that was started, by the monotonic clock.
     start_at : float
@@ -77,12 +77,12 @@ class Slot:
 
     @property
     def place(self) -> str:
-        """Where it is, for people."""
+        """Where it is, in words."""
         return f"{self.node} ({self.kind} {self.number})"
 
     @property
     def worker(self) -> str:
-        """Name of the worker that holds it now."""
+        """Name of the worker that has it now."""
         return f"{self.node}-{self.number}.{self.starts}"
 
 
@@ -156,7 +156,7 @@ class Steps:
     client : distributed.Client
     slots : list of Slot
     arguments : list of str
-        Of `daskcurv.clusters.worker`, but for slot and name.
+        Of `daskcurv.clusters.worker`, without slot and name.
     """
 
     dashboard = ""
@@ -172,7 +172,7 @@ class Steps:
         self._fleet.block_done()
 
     def poll(self) -> Workers:
-        """Start workers where there are none; see `daskcurv.clusters.base.Cluster`."""
+        """Start missing workers; see `daskcurv.clusters.base.Cluster`."""
         now = time.monotonic()
         connected = set(worker_names(self.client))
         if connected:
@@ -244,7 +244,7 @@ class Steps:
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,
-                # A terminal's Ctrl-C is the launcher's affair.
+                # Ctrl-C in a terminal is handled by the launcher.
                 start_new_session=True,
             )  # fmt: skip
 

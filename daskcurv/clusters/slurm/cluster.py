@@ -1,9 +1,9 @@
 """Workers as SLURM jobs, submitted from a login node: one job, one GPU, one process, one thread.
 
-dask-jobqueue writes the job script and submits it. Holding the fleet is done here, because its own
-ways are not enough for a run of days: ``scale`` never replaces a job, ``adapt`` replaces only those
-whose worker had joined, cancels jobs that SLURM has requeued, and a refused submission is but a
-line in a log. Every few seconds `SlurmFleet.poll` asks SLURM for all jobs of the run, lets
+dask-jobqueue writes the job script and submits it. The number of jobs is maintained here, because
+dask-jobqueue cannot do that for days: ``scale`` never replaces a job, ``adapt`` replaces only those
+whose worker had joined, cancels jobs that SLURM has requeued, and a refused submission is only
+logged. Every few seconds `SlurmFleet.poll` asks SLURM for all jobs of the run, lets
 `daskcurv.clusters.slurm.fleet` judge those that ended, and submits what is missing.
 """
 
@@ -48,7 +48,7 @@ ALLOWED_FAILURES = 20
 POLL_SECONDS = 3.0
 PAUSE_SECONDS = 30.0
 
-# Reasons for which SLURM lets a job wait that no waiting ends.
+# SLURM's reasons for a waiting job that will never start.
 _NEVER_STARTS = {
     "AccountNotAllowed", "AssocMaxWallDurationPerJobLimit", "BadConstraints", "InvalidAccount",
     "InvalidQOS", "PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "QOSNotAllowed",
@@ -59,7 +59,7 @@ _NEVER_SECONDS = 20.0
 
 @contextmanager
 def slurm_cluster(options: ClusterOptions, directory: Path) -> Iterator[SlurmFleet]:
-    """Hold workers in SLURM jobs for as long as the context lasts.
+    """Run workers in SLURM jobs for as long as the context lasts.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ class SlurmFleet:
         self._workers = Workers(
             "slurm", running=0, wanted=options.gpus, reasons=(Reason(Why.SUBMITTING),)
         )
-        # SLURM is asked in another thread, as it may take its time, and blocks go on meanwhile.
+        # SLURM is asked in another thread: it can be slow, and the run continues meanwhile.
         self._asker = ThreadPoolExecutor(1)
         self._asked: Future[dict[str, Job]] | None = None
         self._ask_at = 0.0
@@ -137,7 +137,7 @@ class SlurmFleet:
         self._is_silent = False
 
     def close(self) -> None:
-        """Ask SLURM no more."""
+        """Stop asking SLURM."""
         self._asker.shutdown(wait=False, cancel_futures=True)
 
     def block_done(self) -> None:
@@ -170,7 +170,7 @@ class SlurmFleet:
             self._fleet.joined(job.node for job in queue.values() if job.id in connected)
         self._judge(queue, connected, now)
         self._submit(queue, now)
-        self._look_out_for_stuck_jobs(queue, connected, now)
+        self._check_for_stuck_jobs(queue, connected, now)
         reasons = Counter(job.reason for job in queue.values() if job.is_waiting)
         self._workers = self._count(
             queue,
@@ -191,10 +191,10 @@ class SlurmFleet:
                 ends.append(self._end_of(job.job_id, queue))
         if refusal and SlurmError(refusal).transient:
             log.warning("SLURM did not accept a job; retrying: %s", refusal)
-            # It may have, without saying so; that shows in the queue by then.
+            # It may have accepted it nevertheless; by then the queue shows it.
             self._submit_at = now + PAUSE_SECONDS
         elif refusal:
-            # However many were submitted at once, it is one answer.
+            # Counted once, however many were submitted together.
             ends.append(End("", "REJECTED", reason=refusal))
         for end in ends:
             self._fleet.end(end, workers=len(connected), now=now)
@@ -216,8 +216,8 @@ class SlurmFleet:
         if job is not None:
             self._lost.pop(job_id, None)
             return not (job.is_waiting or job.is_running or job.is_ending)
-        # Forgotten by SLURM, if it says so twice; it may have been submitted after the asking. A
-        # site's squeue may answer from a list that is minutes old; scontrol knows then.
+        # Unknown to SLURM, if it says so twice: the job may have been submitted after the query. A
+        # site's squeue may answer from a list that is minutes old; then scontrol knows the job.
         self._lost[job_id] += 1
         return self._lost[job_id] > 1 and not self._is_known(job_id)
 
@@ -250,8 +250,8 @@ class SlurmFleet:
         self._cluster.sync(forget)
 
     def _submit(self, queue: dict[str, Job], now: float) -> None:
-        """Submit what is missing; after a series of failures not at once."""
-        # A submission that timed out may have made a job all the same.
+        """Submit what is missing; after a series of failures, wait before the next one."""
+        # A submission that timed out may still have created a job.
         ours = {job.job_id for job in self._cluster.workers.values()}
         strays = [j for j in queue.values() if j.id not in ours and (j.is_waiting or j.is_running)]
         wanted = self._options.gpus - len(strays)
@@ -276,9 +276,7 @@ class SlurmFleet:
             reasons=reasons,
         )
 
-    def _look_out_for_stuck_jobs(
-        self, queue: dict[str, Job], connected: set[str], now: float
-    ) -> None:
+    def _check_for_stuck_jobs(self, queue: dict[str, Job], connected: set[str], now: float) -> None:
         """Raise if there are no workers, and none of the jobs can ever start."""
         alive = [job for job in queue.values() if job.is_waiting or job.is_running]
         stuck = [j for j in alive if j.is_waiting and j.reason.split(",")[0] in _NEVER_STARTS]

@@ -1,4 +1,4 @@
-"""SLURM's commands, asked and understood.
+"""SLURM's commands, run and parsed.
 
 Nothing here decides anything: text goes in, plain data come out. A site may wrap a command in one
 that prints more, so answers are looked for among the lines, and checked.
@@ -43,7 +43,7 @@ class SlurmError(ClusterError):
 
     @property
     def transient(self) -> bool:
-        """Whether the controller was busy or away, rather than unwilling."""
+        """Whether the controller was busy or unreachable, rather than refusing."""
         text = str(self).lower()
         return any(phrase in text for phrase in _TRANSIENT)
 
@@ -56,7 +56,7 @@ class Job:
     ----------
     id : str
     state : str
-        SLURM's word for it, such as ``"PENDING"``.
+        SLURM's state, such as ``"PENDING"``.
     reason : str
         Why it is pending, or why it ended.
     node : str
@@ -84,12 +84,12 @@ class Job:
 
     @property
     def is_running(self) -> bool:
-        """Whether it is on a node, or on its way there."""
+        """Whether it is on a node, or about to be."""
         return self.state in ("RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED", "RESIZING")
 
     @property
     def is_ending(self) -> bool:
-        """Whether SLURM is still clearing up after it; it may yet be requeued."""
+        """Whether SLURM is still clearing up after it; it may still be requeued."""
         return self.state in ("COMPLETING", "SIGNALING", "STAGE_OUT")
 
 
@@ -127,7 +127,7 @@ def said(stderr: str) -> str:
 
 
 def check_installed(*commands: str) -> None:
-    """Raise `ClusterError` unless all of `commands` are to be found."""
+    """Raise `ClusterError` unless all of `commands` are installed."""
     missing = [command for command in commands if shutil.which(command) is None]
     if missing:
         raise ClusterError(
@@ -158,8 +158,8 @@ def submit(script: Path) -> str:
     job_id = _job_id(answer)
     if job_id is None:
         raise SlurmError(
-            f"sbatch answered {answer.strip()!r}, without the id of a job; if there is a job all "
-            "the same, squeue --me lists it"
+            f"sbatch answered {answer.strip()!r}, without the id of a job; if there is a job "
+            "nevertheless, squeue --me lists it"
         )
     return job_id
 
@@ -177,7 +177,7 @@ def _job_id(answer: str) -> str | None:
 
 
 def queue(run: str, ids: Collection[str] = ()) -> dict[str, Job]:
-    """Return a run's jobs by id, those that ended a short while ago among them.
+    """Return a run's jobs by id, including those that ended a short while ago.
 
     Parameters
     ----------

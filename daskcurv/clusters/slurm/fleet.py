@@ -1,11 +1,11 @@
 """When to replace a worker's job, when to exclude a node, and when to give up.
 
-The launcher asks for N jobs and wants N workers, for days. A job that ends is replaced, whatever
-the reason: jobs are preempted, nodes fail, time limits pass. But a job script that can never work
-must not be submitted for ever. So every end is noted, `Fleet.end`: was it the cluster's doing, or
-evidence against the job, or against the node? `Fleet.check` decides, on the evidence since the last
-sign of health, and not before those that are still starting had their chance: a bad node fails
-within seconds, a good one takes longer to start a worker.
+The launcher requests N jobs and maintains N workers, for days. A job that ends is replaced,
+whatever the reason: jobs are preempted, nodes fail, time limits pass. But a job script that can
+never work must not be submitted forever. So `Fleet.end` notes every end: was it caused by the
+cluster, or is it evidence against the job, or against the node? `Fleet.check` decides from the
+evidence since a worker last joined or a block was last done, and waits for the jobs that are still
+starting: a bad node fails within seconds, a good one takes longer to start a worker.
 
 Nothing here talks to SLURM; ends come in as plain data.
 """
@@ -52,7 +52,7 @@ class End:
     job : str
         Its id.
     state : str
-        SLURM's word for it, or ``"REJECTED"`` if it was never accepted.
+        SLURM's state, or ``"REJECTED"`` if it was never accepted.
     node : str
         Empty if it never had one.
     exit_status : int
@@ -96,13 +96,13 @@ class Fleet:
     Parameters
     ----------
     wanted : int
-        Number of workers that are to be held.
+        Number of workers to maintain.
 
     Attributes
     ----------
     on_hold : bool
-        Whether no more jobs are to be started, as of the last `check`: all that failed, and those
-        that are starting decide.
+        Whether to start no more jobs, as of the last `check`: all so far failed, and it depends on
+        those that are starting.
     """
 
     def __init__(self, wanted: int):
@@ -119,7 +119,7 @@ class Fleet:
         self._is_news = False
 
     def joined(self, nodes: Iterable[str] = ()) -> None:
-        """Note that workers are there, so that the job script works somewhere.
+        """Note that workers have joined, which shows that the job script works somewhere.
 
         Parameters
         ----------
@@ -133,14 +133,14 @@ class Fleet:
             self._failures.pop(node, None)
 
     def block_done(self) -> None:
-        """Note that a block was computed, so that workers work."""
+        """Note that a block was computed, which shows that workers work."""
         self._ever_joined = True
         self._without_worker.clear()
         self._without_block.clear()
 
     @property
     def backing_off(self) -> bool:
-        """Whether so much failed lately that the next job had better wait a little.
+        """Whether so much failed lately that the next job should wait a little.
 
         Not before any worker has joined: then jobs are tried on a few nodes, one after another.
         """
@@ -179,7 +179,7 @@ class Fleet:
             self._unfit[end.node] += 1
             if self._unfit[end.node] >= TRIES:
                 self._exclude(end, f"failed its check {TRIES} times and gets no more workers", now)
-        # Where it worked before and works nowhere now, a node is not to blame.
+        # If it worked before and works nowhere now, the node is not the cause.
         self._failures[end.node] += 1
         if self._failures[end.node] >= TRIES and (workers or not self._ever_joined):
             self._failures.pop(end.node)

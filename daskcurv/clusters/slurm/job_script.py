@@ -1,7 +1,7 @@
 """The script of a worker's job, which dask-jobqueue writes and submits.
 
-dask-jobqueue is imported in one place, without what it does by the way, and takes nothing from the
-user's settings for it: those of a site are `daskcurv.clusters.options.site_settings`.
+dask-jobqueue is imported in one place, without its side effects, and the user's settings for it are
+not used: the settings of a site are `daskcurv.clusters.options.site_settings`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from daskcurv.clusters.slurm.commands import SlurmError
 from daskcurv.logs import LOG_DIR
 
 DEATH_TIMEOUT_SECONDS = 60
-"""For how long a worker looks for a scheduler that is not there."""
+"""How long a worker tries to reach a scheduler that does not answer."""
 
 _SECTION = "daskcurv"
 
@@ -50,12 +50,12 @@ def start_cluster(
     security : Security, optional
         With credentials in files.
     submitted : callable, optional
-        Told the id of each job that SLURM took.
+        Called with the id of each job that SLURM accepted.
 
     Yields
     ------
     dask_jobqueue.SLURMCluster
-        Its jobs keep a refusal of SLURM to themselves, in ``refusal``, and closing it cancels none.
+        Its jobs store a refusal by SLURM in ``refusal``; closing it cancels no job.
     """
     jobqueue = import_jobqueue()
 
@@ -139,7 +139,7 @@ def job_settings(
     for option, value in further:
         if value:
             directives.append(f"--{option}={shlex.quote(value)}")
-    # The last one counts, so there has to be one.
+    # SLURM uses only the last one, so there must be only one.
     own = [line for line in options.sbatch_extra if line.startswith("--exclude=")]
     avoided = {line.removeprefix("--exclude=") for line in own} | excluded
     if avoided:
@@ -168,7 +168,7 @@ def job_settings(
 
 
 def job_script(options: ClusterOptions) -> str:
-    """Return the script of a worker's job, but for the scheduler's address and the credentials."""
+    """Return the script of a worker's job, without the scheduler's address and the credentials."""
     jobqueue = import_jobqueue()
     with dask.config.set(_no_settings()):
         job = jobqueue.slurm.SLURMJob(
@@ -200,7 +200,7 @@ def import_jobqueue() -> ModuleType:
 def _no_settings() -> dict[str, Any]:
     """Return a section of dask-jobqueue's settings in which nothing is set.
 
-    What is not passed to it, it takes from there.
+    It reads from there whatever is not passed to it.
     """
     known = dask.config.get("jobqueue.slurm")
     empty: dict[str, Any] = {

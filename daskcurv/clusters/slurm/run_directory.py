@@ -1,12 +1,12 @@
 """The directory that a run keeps beside its store: credentials, and the list of its jobs.
 
-A launcher that ends in the ordinary way, by an error or by a signal takes the directory and the
-jobs along. One that is killed cannot; so a guard, a shell that does nothing but wait for the
-launcher's end of a pipe to close, does it instead. If the guard was killed too, the next launch on
-the same store does, which is safe as it holds the store's lock.
+A launcher that ends normally, by an error or by a signal removes the directory and cancels the
+jobs. One that is killed cannot; a guard does it instead: a shell that waits until the launcher's
+end of a pipe is closed. If the guard was killed too, the next launch on the same store does it,
+which is safe because it holds the store's lock.
 
-By then the directory of that name can be another launcher's, which took over the lock. Launcher and
-guard hold their own one open, so that they can tell, and leave the other's alone.
+Meanwhile another launcher, which took over the lock, may have made a directory of the same name.
+Launcher and guard keep their own directory open to distinguish the two, and do not touch the other.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ done
 
 @contextmanager
 def run_directory(path: Path, job_name: str | None = None) -> Iterator[Path]:
-    """Hold a private directory for as long as the context lasts.
+    """Provide a private directory for as long as the context lasts.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def run_directory(path: Path, job_name: str | None = None) -> Iterator[Path]:
             log.warning("jobs could not be cancelled; the guard process keeps trying: %s", error)
             assert guard.stdin is not None
             guard.stdin.close()
-            # It outlives this process; nobody waits for it.
+            # It outlives this process, which does not wait for it.
             guard.returncode = 0
         else:
             with guard:
@@ -165,7 +165,7 @@ def _clear(path: Path, ids: Sequence[str] = ()) -> None:
 
 
 def open_credentials(directory: Path, insecure: bool) -> Security | None:
-    """Make credentials, or say what it means to go without."""
+    """Make credentials, or warn of what it means to have none."""
     if not insecure:
         return credentials(directory)
     log.warning("--insecure: no TLS; anyone who can reach this host can run programs as you")

@@ -1,8 +1,8 @@
 """The launcher as a SLURM job of its own, for login nodes that allow no long processes.
 
 With ``--cluster slurm`` the job needs no GPU: it submits its workers as further jobs. With
-``--cluster allocation`` it brings its GPUs along. When its time limit comes near, the launcher
-stops with exit code 3, and the job puts itself back into the queue until nothing is left to do.
+``--cluster allocation`` it includes the GPUs. When its time limit is near, the launcher stops with
+exit code 3, and the job requeues itself until nothing is left to do.
 """
 
 from __future__ import annotations
@@ -102,14 +102,14 @@ def launcher_script(options: ClusterOptions, words: Sequence[str]) -> str:
 
 
 def _of_the_job(words: Sequence[str], cluster: str) -> list[str]:
-    """Return the command line as it is inside the job: without what the job was asked for by."""
+    """Return the command line for use inside the job: without the options that requested it."""
     kept = []
-    # What an allocation is to have is no question any more once it is there.
-    done_with = {f"--{name}" for name in JOB_OPTIONS} if cluster == "allocation" else set()
+    # Inside an allocation, options that describe the allocation have no use.
+    left_out = {f"--{name}" for name in JOB_OPTIONS} if cluster == "allocation" else set()
     following = iter(words)
     for word in following:
         name, has_value, _ = word.partition("=")
-        if name in done_with:
+        if name in left_out:
             if not has_value:
                 next(following, None)
         elif name not in ("--submit", "--print_job_script"):

@@ -1,1 +1,1 @@
-"""What watches a run: its progress and its record."""
+"""Observers of a run: the store's columns, the export, the progress bar, the run record."""

@@ -12,13 +12,19 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from daskcurv.logs import log_file
+from daskcurv.runs.accounts.tally import Tally
+from daskcurv.runs.events import Done, Ended, Event, Polled, SetAside, Started
+from daskcurv.runs.outcome import State
+from daskcurv.runs.tasks import BlockReport, BlockTask
+from daskcurv.runs.wording import STATES, workers_in_words
 from daskcurv.storage.lock import LauncherLock, beside
 
 log = logging.getLogger(__name__)
@@ -30,18 +36,13 @@ _MESSAGES_KEPT = 10
 
 
 class RunRecord:
-    """The record of one launch.
+    """Observer that keeps the record of one launch.
 
     Parameters
     ----------
     store : Path
     lock : LauncherLock, optional
         The launch's lock; nothing is written after another launch has taken it.
-
-    Attributes
-    ----------
-    connected : set of str
-        Dask addresses of the connected workers; others are not shown.
     """
 
     def __init__(self, store: Path, lock: LauncherLock | None = None):
@@ -52,7 +53,8 @@ class RunRecord:
         self._unwritable = False
         self.messages = _LastMessages()
         self._fields: dict[str, Any] = {
-            "state": "running",
+            "state": STATES[State.RUNNING],
+            "state_code": State.RUNNING,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "lock": None if lock is None else lock.token,
@@ -61,36 +63,55 @@ class RunRecord:
             "log": None if path is None else str(path.absolute()),
             "failed": [],
         }
-        self.connected: Set[str] = frozenset()
+        self._tally = Tally()
+        self._connected: frozenset[str] = frozenset()
         self._workers: dict[str, dict[str, Any]] = {}
 
     def update(self, **fields: Any) -> None:
         """Set fields (JSON values); the next `write` writes them."""
         self._fields.update(fields)
 
-    def block_done(
-        self, worker: str, device: str, block: str, seconds: float, address: str, job: str = ""
-    ) -> None:
-        """Record that a worker finished a block, and how long it took."""
-        before = self._workers.get(worker, {"blocks": 0})
-        self._workers[worker] = {
-            "device": device,
-            "address": address,
-            "job": job or None,
+    def end(self, state: State, **fields: Any) -> None:
+        """Set the state that the run ends in, and further fields."""
+        self.update(state=STATES[state], state_code=state, **fields)
+
+    def __call__(self, event: Event) -> None:
+        """Take note of an event, and write the file if it is time."""
+        self._tally(event)
+        match event:
+            case Started(cluster, dashboard):
+                self.update(cluster=cluster, dashboard=dashboard, workers="", running=0)
+            case Done(task, report):
+                self._note(task, report)
+            case SetAside(task, reason):
+                self._fields["failed"].append(
+                    {"block": str(task), "reason": reason, "epoch": task.epoch}
+                )
+            case Polled(workers, computing, connected):
+                self._connected = connected
+                self.update(
+                    running=computing,
+                    workers=workers_in_words(workers),
+                    fleet=asdict(workers),
+                )
+            case Ended():
+                self.update(running=0, **self._tally.state())
+        if time.monotonic() - self._written >= WRITE_SECONDS:
+            if "cluster" in self._fields:
+                self.update(**self._tally.state())
+            self.write()
+
+    def _note(self, task: BlockTask, report: BlockReport) -> None:
+        before = self._workers.get(report.worker, {"blocks": 0})
+        self._workers[report.worker] = {
+            "device": report.device,
+            "address": report.address,
+            "job": report.job or None,
             "blocks": before["blocks"] + 1,
-            "last_block": block,
-            "last_seconds": seconds,
+            "last_block": str(task),
+            "last_seconds": report.seconds,
             "last_time": now(),
         }
-
-    def failed(self, block: str, reason: str) -> None:
-        """Record that a block was set aside."""
-        self._fields["failed"].append({"block": block, "reason": reason})
-
-    @property
-    def due(self) -> bool:
-        """Whether it is time to write the file again."""
-        return time.monotonic() - self._written >= WRITE_SECONDS
 
     def write(self) -> None:
         """Replace the file; if this fails, the run continues."""
@@ -100,7 +121,7 @@ class RunRecord:
         alive = {
             worker: values
             for worker, values in self._workers.items()
-            if values["address"] in self.connected
+            if values["address"] in self._connected
         }
         content = {
             **self._fields,
@@ -137,7 +158,7 @@ def recording(store: Path, lock: LauncherLock | None = None) -> Iterator[RunReco
     Yields
     ------
     RunRecord
-        The launch sets ``state`` when it ends normally.
+        The launch calls `RunRecord.end` when it ends normally.
     """
     record = RunRecord(store, lock)
     package = logging.getLogger("daskcurv")
@@ -146,10 +167,10 @@ def recording(store: Path, lock: LauncherLock | None = None) -> Iterator[RunReco
     try:
         yield record
     except KeyboardInterrupt:
-        record.update(state="interrupted")
+        record.end(State.INTERRUPTED)
         raise
     except Exception as error:
-        record.update(state="failed", reason=str(error))
+        record.end(State.FAILED, reason=str(error))
         raise
     finally:
         package.removeHandler(record.messages)

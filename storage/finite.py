@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from daskcurv.atomic import write_whole
@@ -56,6 +57,29 @@ def count_not_finite(store: ResultsStore, row: int) -> int:
     names = measures_of(store)
     values = {name: store.read(name, row) for name in (*names, "status")}
     return int(not_finite(values, names).sum())
+
+
+def not_finite_by_epoch(store: ResultsStore, dataset: xr.Dataset) -> dict[int, int]:
+    """Count the samples with results that are not finite, at the epochs that have some.
+
+    Only the epochs on record for this are read; of an imported store, which has no such record,
+    all are.
+
+    Parameters
+    ----------
+    store : ResultsStore
+    dataset : xarray.Dataset
+        The store, opened; all or some of its epochs.
+    """
+    names = measures_of(store)
+    epochs = dataset.epoch.values
+    if "imported" not in store.attrs:
+        epochs = epochs[np.isin(epochs, noted_epochs(store))]
+    counts = {}
+    for epoch in epochs.tolist():
+        row = dataset.sel(epoch=epoch)
+        counts[epoch] = int(not_finite({n: row[n].values for n in (*names, "status")}, names).sum())
+    return {epoch: count for epoch, count in counts.items() if count}
 
 
 def noted_epochs(store: ResultsStore) -> list[int]:

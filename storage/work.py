@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import starmap
+from multiprocessing import get_context
 from typing import Any, TypeVar
 
-from dask import compute, delayed  # type: ignore[attr-defined]
-from dask.callbacks import Callback
 from tqdm import tqdm
 
-from daskcurv.errors import DaskcurvError
 from daskcurv.storage.working import ResultsStore
 
 _AT_ONCE = 4
@@ -32,7 +33,7 @@ def do_all(
     description: str,
     at_once: int | None = None,
 ) -> list[Result]:
-    """Call a function for each piece of work, in processes through Dask, showing progress.
+    """Call a function for each piece of work, in processes, showing progress.
 
     Parameters
     ----------
@@ -50,21 +51,11 @@ def do_all(
     list
         Results in the order of `pieces`.
     """
-    calls = [delayed(function, pure=False)(*piece) for piece in pieces]
+    calls = list(pieces)
     processes = min(at_once or len(os.sched_getaffinity(0)), len(calls))
-    scheduler = "processes" if processes > 1 else "synchronous"
-    with tqdm(total=len(calls), desc=description, disable=None) as bar:
-        progress: Any = Callback(posttask=lambda *_: bar.update())  # type: ignore[no-untyped-call]
-        try:
-            with progress:
-                results: tuple[Result, ...] = compute(  # type: ignore[no-untyped-call]
-                    *calls,
-                    scheduler=scheduler,
-                    num_workers=processes,
-                    chunksize=1,
-                    optimize_graph=False,
-                )
-        except DaskcurvError as error:
-            # Dask adds the other process's traceback to the text, which is for the user.
-            raise getattr(error, "exception", error) from None
-    return list(results)
+    bar = partial(tqdm, total=len(calls), desc=description, disable=None)
+    if processes <= 1:
+        return list(bar(starmap(function, calls)))
+    # Spawned: a fork of a process with threads can deadlock.
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        return list(bar(pool.map(function, *zip(*calls, strict=True))))

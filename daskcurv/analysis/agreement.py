@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
 
 from daskcurv.config import check_positive
 from daskcurv.errors import ConfigError
@@ -36,7 +37,7 @@ def auroc(scores: ArrayLike, flagged: ArrayLike, groups: ArrayLike | None = None
     above, pairs = 0.0, 0
     for values, marks in _by_group(scores, flagged, groups):
         positives = int(marks.sum())
-        rank_sum = float(_ranks(values)[marks].sum())
+        rank_sum = float(rankdata(values)[marks].sum())
         above += rank_sum - positives * (positives + 1) / 2
         pairs += positives * (len(marks) - positives)
     return above / pairs if pairs else float("nan")
@@ -55,14 +56,6 @@ def _by_group(
         if 0 < marks[member].sum() < member.sum():
             found.append((values[member], marks[member]))
     return found
-
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return 1-based ranks, ties sharing their mean."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    mean: NDArray[np.float64] = (last - (counts - 1) / 2)[inverse]
-    return mean
 
 
 def auroc_interval(
@@ -134,8 +127,7 @@ def rank_correlation(measures: xr.Dataset) -> xr.DataArray:
     names = [str(name) for name in measures.data_vars]
     columns = np.stack([np.asarray(measures[name], dtype=np.float64) for name in names])
     columns = columns[:, ~np.isnan(columns).any(axis=0)]
-    ranks = np.stack([_ranks(column) for column in columns])
-    matrix = _correlations(ranks)
+    matrix = _correlations(rankdata(columns, axis=1))
     return xr.DataArray(
         matrix,
         dims=("measure", "other"),
@@ -221,7 +213,7 @@ def agreement(
         samples=len(left),
         cosine=cosine,
         pearson=float(_correlations(np.stack([left, right]))[0, 1]),
-        spearman=float(_correlations(np.stack([_ranks(left), _ranks(right)]))[0, 1]),
+        spearman=float(_correlations(rankdata([left, right], axis=1))[0, 1]),
         top_k=top_k,
         overlap=len(both) / top_k,
         bin_edges=edges,
@@ -236,7 +228,10 @@ def _largest(values: NDArray[np.float64], count: int) -> list[int]:
 
 
 def _correlations(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return Pearson's correlation of each pair of rows, NaN where one is constant."""
+    """Return Pearson's correlation of each pair of rows, NaN where one is constant.
+
+    Unlike `numpy.corrcoef`, without a warning, and of no or one column as well.
+    """
     centred = rows - rows.mean(axis=1, keepdims=True) if rows.size else rows
     norms = np.linalg.norm(centred, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):

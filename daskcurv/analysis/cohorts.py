@@ -15,6 +15,7 @@ from statistics import NormalDist
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binom
 
 from daskcurv.analysis.agreement import rank_correlation
 from daskcurv.analysis.per_sample import counted
@@ -178,10 +179,8 @@ def median_interval(values: ArrayLike, level: float = LEVEL) -> tuple[float, flo
     if not count:
         return math.nan, math.nan, math.nan
     # How many of n values lie below the median is binomial; here, the probability of at most k.
-    logs = [math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
-            for k in range(count)]  # fmt: skip
-    below = np.cumsum(np.exp(np.array(logs) - count * math.log(2)))
-    place = int(np.count_nonzero(below[: (count + 1) // 2] <= (1 - level) / 2)) - 1
+    below = binom.cdf(np.arange((count + 1) // 2), count, 0.5)
+    place = int(np.count_nonzero(below <= (1 - level) / 2)) - 1
     median = float(np.median(known))
     if place < 0:
         return median, math.nan, math.nan

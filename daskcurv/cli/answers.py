@@ -102,7 +102,7 @@ def _report(args: argparse.Namespace) -> int:
         from daskcurv.report.findings import gather, select
         from daskcurv.report.galleries import PICTURE, images_of, picture
         from daskcurv.report.page import render, write_figures, write_page
-        from daskcurv.report.statements import left_out
+        from daskcurv.report.statements import left_out, not_usable
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
@@ -123,7 +123,8 @@ def _report(args: argparse.Namespace) -> int:
     else:
         log.info("no images: %s does not exist; name the data set with --data_path", path)
     findings = gather(args.store, args.start_epoch, samples, _untrained_count(args, dataset))
-    log.info("%s", left_out(findings))
+    for text in filter(None, (left_out(findings), not_usable(findings))):
+        log.info("%s", text)
     figures = draw(findings)
     kinds = ("svg", "png") if args.figures else ("svg",)
     pictures = {kind: render(figures, kind) for kind in kinds}
@@ -157,13 +158,15 @@ def _analyze(args: argparse.Namespace) -> int:
     from daskcurv.errors import ExportError
     from daskcurv.places import check_writable
     from daskcurv.storage import ResultsStore, open_results
+    from daskcurv.storage.finite import not_finite_by_epoch, told
 
     if args.out.exists():
         raise ExportError(f"{args.out} exists; name another directory, or move it away")
     check_writable(args.out, directory=True, parents=True)
     as_it_is = "leave_out_missing" in args
+    store = ResultsStore.open(args.store)
     if not as_it_is:
-        _refuse_incomplete(ResultsStore.open(args.store))
+        _refuse_incomplete(store)
     dataset = open_results(args.store, incomplete="mask" if as_it_is else "raise", chunks={})
     last = int(dataset.epoch[-1])
     if args.start_epoch > last:
@@ -177,6 +180,13 @@ def _analyze(args: argparse.Namespace) -> int:
     log.info("%s: %d epochs, %d samples", args.store, dataset.sizes["epoch"], count)
     summary = summarise(dataset, include_untrained=_untrained_count(args, dataset))
     _say_what_counts(summary)
+    if counts := not_finite_by_epoch(store, dataset):
+        log.warning(
+            "%d results are not finite numbers, at epochs %s; a sample's sum, mean or median that "
+            "includes one is not finite either",
+            sum(counts.values()),
+            told(counts),
+        )
     compared = compare(summary, flagged, scores)
     if flagged is not None:
         log.info(

@@ -24,8 +24,10 @@ from daskcurv.analysis.per_sample import counted
 from daskcurv.errors import ConfigError, StoreError
 from daskcurv.experiment.identity import Recorded
 from daskcurv.spread import evenly
-from daskcurv.storage import open_results
+from daskcurv.storage import ResultsStore, open_results
 from daskcurv.storage.attributes import identity_of
+from daskcurv.storage.finite import not_finite_by_epoch
+from daskcurv.storage.integrity.lost import lost_files
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Of the quantiles that are drawn: the median, and bands of a half and nine tenths."""
@@ -49,6 +51,10 @@ class Findings:
         Whether epochs count whose weights had not been trained on a sample's class.
     values : int
         How many (epoch, sample) values there are.
+    not_finite : dict
+        By epoch, how many samples have results that are not finite numbers, where there are some.
+    lost : list of str
+        Blocks that have lost a file, and are left out.
     untrained : xarray.DataArray of int64, dimension ``epoch``
         How many of them are of such epochs.
     epochs : ndarray of int64, shape (E,)
@@ -82,6 +88,8 @@ class Findings:
     imported: bool
     include_untrained: bool
     values: int
+    not_finite: dict[int, int]
+    lost: list[str]
     untrained: xr.DataArray
     epochs: NDArray[np.int64]
     boundaries: NDArray[np.int64]
@@ -150,6 +158,7 @@ def gather(
         If there is no such sample.
     """
     choice = {"include_untrained": include_untrained}
+    opened = ResultsStore.open(store)
     dataset = select(store, start_epoch, samples)
     means = _means(open_results(store, chunks={}).sel(epoch=dataset.epoch), include_untrained)
     if not means.values_at.sum():
@@ -192,6 +201,8 @@ def gather(
         imported=imported,
         include_untrained=include_untrained,
         values=int(means.values_at.sum()),
+        not_finite=not_finite_by_epoch(opened, dataset),
+        lost=_lost_blocks(opened, dataset),
         untrained=means.untrained_at,
         epochs=drawn.epoch.values,
         boundaries=dataset.epoch.values[1:][np.diff(dataset.task.values) > 0],
@@ -238,6 +249,12 @@ def _means(whole: xr.Dataset, include_untrained: bool) -> xr.Dataset:
             "loss": analysis.mean_over_active_epochs(whole, "loss", **choice),
         }
     ).compute()
+
+
+def _lost_blocks(store: ResultsStore, dataset: xr.Dataset) -> list[str]:
+    """Return the blocks that have lost a file, in words, each once."""
+    lost = lost_files(store, dataset.epoch.values.tolist())
+    return list(dict.fromkeys(one.where for one in lost))
 
 
 def _cohorts_with_results(means: xr.Dataset) -> tuple[NDArray[np.int64], NDArray[np.intp]]:

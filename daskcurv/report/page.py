@@ -64,6 +64,7 @@ def write_page(
         last=int(findings.dataset.epoch[-1]),
         definition=statements.definition(findings),
         left_out=statements.left_out(findings),
+        not_usable=statements.not_usable(findings),
         comparability=statements.comparability(findings),
         correlations=statements.correlations(findings),
         held_out=statements.held_out(findings),

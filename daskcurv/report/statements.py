@@ -16,6 +16,8 @@ from daskcurv.analysis.groups import PARTS
 from daskcurv.experiment.identity import Recorded
 from daskcurv.report.findings import LEVELS, Findings
 from daskcurv.storage.attributes import identity_of
+from daskcurv.storage.chunks import shown
+from daskcurv.storage.finite import told
 
 NOT_KNOWN = "not known"
 _LISTED = 12
@@ -97,6 +99,23 @@ def left_out(findings: Findings) -> str:
     if findings.include_untrained:
         return f"{what}; they are included."
     return f"{what}; they are left out, except from the curves of single samples."
+
+
+def not_usable(findings: Findings) -> str:
+    """Say which results are not finite numbers, and which blocks are lost; "" for none."""
+    texts = []
+    if findings.not_finite:
+        texts.append(
+            f"{sum(findings.not_finite.values()):,} results are not finite numbers, at epochs "
+            f"{told(findings.not_finite)}. Quantiles leave them out; a mean over epochs that "
+            "includes one is not finite either."
+        )
+    if findings.lost:
+        texts.append(
+            f"{len(findings.lost):,} blocks have lost a file and are left out: "
+            f"{shown(findings.lost)}."
+        )
+    return " ".join(texts)
 
 
 def comparability(findings: Findings) -> str:

@@ -33,10 +33,12 @@ from daskcurv.report.galleries import OVERALL, PER_CLASS, PICTURE
 from daskcurv.report.statements import definition
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.attributes import identity_of
+from daskcurv.storage.finite import note_epochs
 from tests.support.builders import write_checkpoints, write_cifar
 from tests.support.launches import assert_ok
 from tests.support.project import Project
 from tests.support.reports import Made
+from tests.support.stores import chunk
 
 # Writes into the page, once it is loaded, what a reader would see of it.
 LOOK = """<script>
@@ -312,6 +314,39 @@ def test_samples_of_a_half_finished_epoch_are_not_compared_with_the_others(small
     out = tmp_path / "report.html"
     assert main(["report", str(small.path), "-o", str(out)]) == 0
     assert f"{lost.sum()} samples lack results at epochs at which others" in out.read_text()
+
+
+def test_the_page_and_the_analysis_mention_results_that_are_not_finite(small, tmp_path, capsys):
+    for epoch, block in ((2, 0), (4, 0)):
+        row, first = small.rows[epoch], small.read("first_epoch_active")[:10]
+        names = [name for name in small.files if name != "label" and small.files[name].of_blocks]
+        values = {name: small.read(name, row)[:10] for name in names}
+        active = np.flatnonzero((first >= 0) & (first <= epoch))
+        values["curvature"][active[: 1 + (epoch == 4)]] = np.inf
+        small.write_block(row, block, values)
+    note_epochs(small, [2, 4])
+    out = tmp_path / "report.html"
+    assert main(["report", str(small.path), "-o", str(out)]) == 0
+    assert "3 results are not finite numbers, at epochs 2 (1), 4 (2)." in out.read_text()
+    capsys.readouterr()
+    assert main(["analyze", str(small.path), str(tmp_path / "analyses")]) == 0
+    assert "3 results are not finite numbers, at epochs 2 (1), 4 (2);" in capsys.readouterr().err
+    # Epochs that are left out are not mentioned.
+    assert main(["report", str(small.path), "-o", str(out), "--start_epoch", "4"]) == 0
+    assert "2 results are not finite numbers, at epochs 4 (2)." in out.read_text()
+
+
+def test_the_page_says_which_blocks_are_left_out_because_they_lost_a_file(small, tmp_path):
+    chunk(small, "loss", small.rows[2], 1).unlink()
+    chunk(small, "status", small.rows[2], 1).unlink()
+    chunk(small, "loss", small.rows[4], 5).unlink()
+    out = tmp_path / "report.html"
+    assert main(["report", str(small.path), "-o", str(out)]) == 2
+    assert main(["report", str(small.path), "-o", str(out), "--leave_out_missing"]) == 0
+    assert (
+        "2 blocks have lost a file and are left out: epoch 2 block 1; epoch 4 block 5."
+        in out.read_text()
+    )
 
 
 def test_a_store_of_untrained_weights_alone_is_reported_on_with_a_warning(

@@ -429,6 +429,10 @@ def test_the_interval_within_groups_holds_the_true_area_about_as_often_as_it_say
     assert 0.83 <= hits / 200 <= 0.96
 
 
+def test_scores_that_are_all_equal_tell_nothing_in_any_draw():
+    assert auroc_interval(np.zeros(40), np.arange(40) < 10) == (0.5, 0.5)
+
+
 def test_the_interval_is_keyed_and_holds_the_area():
     scores, flagged = [0.1, 0.4, 0.4, 0.8, np.nan, 0.5], [False, True, False, True, True, False]
     low, high = auroc_interval(scores, flagged, seed=3)

@@ -177,6 +177,17 @@ def test_a_fleet_that_has_worked_is_not_given_up_for_half_an_hour():
         judge(fleet, failure("node1"), now=60.0 * 301)
 
 
+def test_a_worker_that_joins_starts_the_half_hour_anew():
+    fleet = Fleet(1)
+    fleet.block_done()
+    judge(fleet, *[failure("node1")] * TRIES)
+    fleet.joined(["node1"])
+    later = 2 * PATIENCE_SECONDS
+    judge(fleet, *[failure("node1")] * TRIES, now=later)
+    with pytest.raises(ClusterError, match="no worker could be started"):
+        judge(fleet, failure("node1"), now=later + PATIENCE_SECONDS + 1)
+
+
 def test_when_the_only_node_is_excluded_the_message_still_shows_why(fleet, tmp_path):
     log = tmp_path / "1_worker.out"
     log.write_text("no GPU is visible\n")

@@ -87,7 +87,17 @@ def test_the_other_store_commands_of_the_readme_run(demo, monkeypatch):
     # The inputs of a real run, which doctor and plan take, are not here.
     lines = [line for line in lines if re.match("daskcurv (?!plan|doctor)", line)]
     commands = [shlex.split(line)[1:] for line in lines]
-    verbs = ["status", "compact", "verify", "analyze", "report", "export", "export", "import_npy"]
+    verbs = [
+        "verify_class_partitioning",
+        "status",
+        "compact",
+        "verify",
+        "analyze",
+        "report",
+        "export",
+        "export",
+        "import_npy",
+    ]
     assert [words[0] for words in commands] == verbs
     for words in commands:
         assert main(words) == 0

@@ -67,6 +67,24 @@ def test_whole_blocks_that_changed_places_with_their_digests_are_noticed(tmp_pat
     assert "curvature is not what was written there" in damaged[0, 0]
 
 
+def test_variables_of_a_block_that_changed_places_with_their_digests_are_noticed(store):
+    one, other = chunk(store, "loss", 0, 1), chunk(store, "grad_norm", 0, 1)
+    one_content, other_content = one.read_bytes(), other.read_bytes()
+    one.write_bytes(other_content)
+    other.write_bytes(one_content)
+    digests = store.array(schema.DIGEST.name)
+    names = [variable.name for variable in store.per_sample]
+    places = [names.index(name) for name in ("loss", "grad_norm")]
+    of_block = digests[0, 1]
+    of_block[places] = of_block[places[::-1]]
+    digests[0, 1] = of_block
+    (damage,) = verify(store).damage
+    assert damage.where == "epoch 0 block 1"
+    assert damage.what == "; ".join(
+        f"{name} is not what was written there" for name in ("loss", "grad_norm")
+    )
+
+
 def test_values_of_samples_that_are_not_active_are_noticed(store):
     active = sample_columns()["first_epoch_active"] <= 0
     values = block_values(store, 0, active=active)

@@ -155,8 +155,7 @@ class ResultsStore(StoreContents):
         if unknown := [m.name for m in self.measures if m.name not in computed]:
             raise StoreError(
                 f"results store {self.path} holds {', '.join(unknown)}, which this daskcurv does "
-                "not compute; continue it with the daskcurv that made it, or choose another "
-                "--store",
+                "not compute; continue it with the daskcurv that made it, or choose another store",
                 option="--store",
             )
 

@@ -268,7 +268,7 @@ def test_python_without_assertions_is_refused():
 def test_a_broken_configuration_of_dask_is_named(content, said, tmp_path):
     file = tmp_path / "site.yaml"
     file.write_text(content)
-    done = run("status", "s.zarr", DASK_CONFIG=str(file), TMPDIR=str(tmp_path))
+    done = run("plan", DASK_CONFIG=str(file), TMPDIR=str(tmp_path))
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: Dask failed: ")

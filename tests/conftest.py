@@ -8,11 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from daskcurv.cli import main
 from tests.support.builders import write_checkpoints, write_cifar
 from tests.support.minislurm import MiniSlurm, missing_programs
 from tests.support.project import Project
+
+
+# With the threads of two test processes on two cores, a network takes twenty times as long: they
+# wait for each other in loops that keep the cores busy.
+torch.set_num_threads(1)
 
 
 @pytest.fixture

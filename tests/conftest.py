@@ -15,7 +15,6 @@ from tests.support.builders import write_checkpoints, write_cifar
 from tests.support.minislurm import MiniSlurm, missing_programs
 from tests.support.project import Project
 
-
 # With the threads of two test processes on two cores, a network takes twenty times as long: they
 # wait for each other in loops that keep the cores busy.
 torch.set_num_threads(1)

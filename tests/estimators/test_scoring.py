@@ -440,7 +440,8 @@ def test_arrays_and_tensors_are_equivalent(model, images, labels):
 
 def test_the_result_is_frozen_and_has_exactly_the_documented_fields(model, images, labels):
     scores = score_samples(model, images, labels, n_probes=1)
-    assert tuple(field.name for field in dataclasses.fields(scores)) == NAMES
+    assert tuple(field.name for field in dataclasses.fields(scores)) == (*NAMES, "further")
+    assert scores.further == {}
     for name in NAMES:
         assert getattr(scores, name).shape == (N,)
         assert getattr(scores, name).dtype == (np.int64 if name == "prediction" else np.float64)

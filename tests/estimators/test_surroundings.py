@@ -276,7 +276,7 @@ def test_float32_that_is_none_is_an_error(monkeypatch, samples, tmp_path, capsys
         lowered = precision.lowered_precision.__wrapped__(torch.device("cpu"))
     assert lowered == "convolutions"
     assert precision.lowered_precision.__wrapped__(torch.device("cpu")) == ""
-    for module in ("scoring", "doctor"):
+    for module in ("estimators.scoring", "audit.doctor"):
         monkeypatch.setattr(f"daskcurv.{module}.lowered_precision", lambda device: lowered)
     with pytest.raises(ConfigError, match=r"float32 convolutions on this cpu .*FPMATH_MODE"):
         score_samples(make_model(), *samples, n_probes=1)

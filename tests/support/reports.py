@@ -13,7 +13,7 @@ from daskcurv.measures import MEASURES
 from daskcurv.storage import ResultsStore, schema
 
 EPOCHS = np.array([0, 3, 4, 5, 7, 10])
-COUNT, PROBES = 90, 5
+COUNT, PROBES = 90, 6
 FIRST_TRAINED = (1, 5, 9)
 """Two classes at first, two more after epoch 4 and the last after epoch 8."""
 

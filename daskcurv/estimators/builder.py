@@ -13,7 +13,15 @@ from torch import Tensor, fx, nn
 
 from daskcurv.estimators import vocabulary as known
 from daskcurv.estimators.kernels import Kernels
-from daskcurv.estimators.layers import Affine, Linear, MaxPool, Pointwise, Rectifier, Shift
+from daskcurv.estimators.layers import (
+    Affine,
+    Linear,
+    MaxPool,
+    Pointwise,
+    Rectifier,
+    Shift,
+    subtraction_dtype,
+)
 from daskcurv.estimators.products import Concatenate, MatrixProduct, Product, Smooth, Softmax
 from daskcurv.estimators.reading import GraphReader, Terms
 from daskcurv.estimators.tracing import (
@@ -61,7 +69,7 @@ class Builder(GraphReader):
         if kind in known.SMOOTH_MODULES or (
             kind in known.INSTANCE_NORMS and not module.track_running_stats
         ):
-            return self._smooth(node, module)
+            return self._smooth(node)
         if kind in (nn.MaxPool2d, nn.AdaptiveMaxPool2d):
             return self._max_pool(node, _returning_positions(module))
         if kind in known.LINEAR_MODULES:
@@ -104,7 +112,7 @@ class Builder(GraphReader):
         if self._depends(others):
             return False
         if target in known.SMOOTH:
-            return self._smooth(node, self._bound(node))
+            return self._smooth(node)
         if target in known.LINEAR:
             return self._linear(node, self._bound(node))
         if self._has_tensor(others):
@@ -149,35 +157,17 @@ class Builder(GraphReader):
             slope = slope.reshape(-1, *[1] * (value.ndim - 2))
         return self._pointwise(node, lambda x: torch.where(x > 0, x, x * slope.to(x.dtype)))
 
-    def _smooth(self, node: fx.Node, function: Callable[[Tensor], Tensor]) -> bool:
+    def _smooth(self, node: fx.Node) -> bool:
         first: Any = node.args[0]
-        if isinstance(function, nn.Module):
-            function = _in_dtype_of_input(function)
+        dtype = subtraction_dtype(self._dtype)
+        if node.op == "call_module":
+            function = copy.deepcopy(self._modules[str(node.target)]).to(dtype)
         else:
-            function = self._bound_in_dtype_of_input(node)
-        if not self._acts_by_sample(function, self._values[first], self._values[node]):
+            function = self._bound(node, dtype=dtype)
+        values = self._values[first], self._values[node]
+        if not self._acts_by_sample(lambda x: function(x.to(dtype)), *values):
             return False
         return self._emit(node, Smooth(function, self._h, self._dtype))
-
-    def _bound_in_dtype_of_input(self, node: fx.Node) -> Callable[[Tensor], Tensor]:
-        """Return a function of one argument whose constant tensors take on its dtype."""
-        target: Any = node.target
-        arguments = fx.node.map_arg((node.args[1:], node.kwargs), self._values.__getitem__)
-
-        def function(x: Tensor) -> Tensor:
-            def fit(value: Any) -> Any:
-                is_number = isinstance(value, Tensor) and value.is_floating_point()
-                return value.to(x.dtype) if is_number else value
-
-            args, kwargs = (
-                tuple(map(fit, arguments[0])),
-                {name: fit(value) for name, value in arguments[1].items()},
-            )
-            if node.op == "call_method":
-                return getattr(x, target)(*args, **kwargs)  # type: ignore[no-any-return]
-            return target(x, *args, **kwargs)  # type: ignore[no-any-return]
-
-        return function
 
     def _softmax(self, node: fx.Node, dim: int, *terms: Terms) -> bool:
         ndim = self._values[node].ndim
@@ -221,15 +211,12 @@ class Builder(GraphReader):
 
     def _select(self, node: fx.Node) -> bool:
         """Take up indexing that leaves the samples alone."""
-        index = self._constant_index(node.args[1])
+        if self._depends(node.args[1]):
+            return False
+        index: Any = fx.node.map_arg(node.args[1], self._values.__getitem__)
         first = index[0] if isinstance(index, tuple) and index else index
         whole = isinstance(first, slice) and first == slice(None)
         return (whole or first is Ellipsis) and self._linear(node, lambda x: x[index])
-
-    def _constant_index(self, index: Any) -> Any:
-        if self._depends(index):
-            return None
-        return fx.node.map_arg(index, self._values.__getitem__)
 
     def _expand(self, node: fx.Node) -> bool:
         """Repeat along dimensions other than that of the samples."""
@@ -451,19 +438,6 @@ def _head_reader(part: int, length: int, heads: int) -> Callable[[Tensor], Tenso
 def _changes_in_place(node: fx.Node) -> bool:
     name = node.target if node.op == "call_method" else ""
     return node.target in known.IN_PLACE or str(name).endswith("_")
-
-
-def _in_dtype_of_input(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return a module as a function whose parameters take on its argument's dtype."""
-    copies: dict[torch.dtype, nn.Module] = {}
-
-    def function(x: Tensor) -> Tensor:
-        if x.dtype not in copies:
-            copies[x.dtype] = copy.deepcopy(module).to(x.dtype).requires_grad_(False)
-        result: Tensor = copies[x.dtype](x)
-        return result
-
-    return function
 
 
 def _out_of_place(module: Any) -> Any:

@@ -52,14 +52,15 @@ def total(parts: list[Tensor]) -> Tensor:
     return _wide_total(parts).to(parts[0].dtype)
 
 
-def _wide(values: Tensor) -> Tensor:
+def wide(values: Tensor) -> Tensor:
+    """Return `values` in float32, or as they are in float64."""
     return values if values.dtype == torch.float64 else values.float()
 
 
 def _wide_total(parts: list[Tensor]) -> Tensor:
-    result = _wide(parts[0])
+    result = wide(parts[0])
     for part in parts[1:]:
-        result = result + _wide(part)
+        result = result + wide(part)
     return result
 
 
@@ -96,7 +97,7 @@ def rectify(deltas: list[Tensor], scaled: Tensor) -> Tensor:
     scaled : Tensor, shape (n,)
         s = a/h, with the clean value a before the ReLU.
     """
-    bound = -_wide(scaled)
+    bound = -wide(scaled)
     delta = torch.maximum(_wide_total(deltas), bound) - bound.clamp(min=0)
     return delta.to(deltas[0].dtype)
 
@@ -118,9 +119,9 @@ def rectify_gradient(
     gradient : Tensor, shape (n,)
         G/h, with the clean gradient G behind the ReLU.
     """
-    gamma, jump = _wide_total(gammas), _wide(gradient)
-    is_open = _wide(rectified) > (-_wide(scaled)).clamp(max=0)
-    was_open = _wide(scaled) > 0
+    gamma, jump = _wide_total(gammas), wide(gradient)
+    is_open = wide(rectified) > (-wide(scaled)).clamp(max=0)
+    was_open = wide(scaled) > 0
     if_open = torch.where(was_open, gamma, gamma + jump)
     if_shut = torch.where(was_open, -jump, 0.0)
     return torch.where(is_open, if_open, if_shut).to(gammas[0].dtype)

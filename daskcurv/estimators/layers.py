@@ -239,7 +239,7 @@ class Pointwise:
 
     def __init__(self, function: Callable[[Tensor], Tensor], h: float, dtype: torch.dtype):
         self._function, self._h, self._dtype = function, h, dtype
-        self._wide = torch.float32 if dtype == torch.bfloat16 else torch.float64
+        self._wide = subtraction_dtype(dtype)
 
     def clean(self, inputs: Parts) -> Tensor:
         values = total(inputs)
@@ -322,6 +322,11 @@ class MaxPool:
     @staticmethod
     def _repeated(clean: Tensor, like: Tensor) -> Tensor:
         return clean.repeat(len(like) // len(clean), 1, 1, 1)
+
+
+def subtraction_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype to subtract in where there is no closed form, given the differences'."""
+    return torch.float32 if dtype == torch.bfloat16 else torch.float64
 
 
 def by_probe(values: Tensor, clean: Tensor) -> Tensor:

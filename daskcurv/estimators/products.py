@@ -25,12 +25,8 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from daskcurv.estimators.kernels import total
-from daskcurv.estimators.layers import Parts, by_probe
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
+from daskcurv.estimators.kernels import total, wide
+from daskcurv.estimators.layers import Parts, by_probe, subtraction_dtype
 
 
 class Product:
@@ -60,13 +56,13 @@ class Product:
     def forward(self, left: Parts, right: Parts) -> Tensor:
         self._delta_left = by_probe(total(left), self._left)
         self._delta_right = by_probe(total(right), self._right)
-        rise_left, rise_right = _wide(self._delta_left), _wide(self._delta_right)
+        rise_left, rise_right = wide(self._delta_left), wide(self._delta_right)
         result = self._left * rise_right + rise_left * (self._right + self._h * rise_right)
         return result.flatten(0, 1).to(self._dtype)
 
     def backward(self, gammas: Parts) -> tuple[Tensor, Tensor]:
-        gamma = _wide(by_probe(total(gammas), self._gradient))
-        rise_left, rise_right = _wide(self._delta_left), _wide(self._delta_right)
+        gamma = wide(by_probe(total(gammas), self._gradient))
+        rise_left, rise_right = wide(self._delta_left), wide(self._delta_right)
         of_left = (self._right + self._h * rise_right) * gamma + rise_right * self._gradient
         of_right = (self._left + self._h * rise_left) * gamma + rise_left * self._gradient
         return self._summed(of_left, self._left), self._summed(of_right, self._right)
@@ -108,7 +104,7 @@ class MatrixProduct:
         return total(of_left).flatten(0, 1), total(of_right).flatten(0, 1)
 
     def _shifted(self, clean: Tensor, delta: Tensor) -> Tensor:
-        return (clean + self._h * _wide(delta)).to(self._dtype)
+        return (clean + self._h * wide(delta)).to(self._dtype)
 
 
 class Softmax:
@@ -137,13 +133,13 @@ class Softmax:
         return self._chance * self._centred
 
     def forward(self, deltas: Parts) -> Tensor:
-        rise = torch.expm1(_wide(by_probe(total(deltas), self._chance)) * self._h)
+        rise = torch.expm1(wide(by_probe(total(deltas), self._chance)) * self._h)
         mean = self._mean(self._chance * rise)
         self._delta = self._chance * (rise - mean) / (1 + mean) / self._h
         return self._delta.flatten(0, 1).to(self._dtype)
 
     def backward(self, gammas: Parts) -> Tensor:
-        gamma = _wide(by_probe(total(gammas), self._chance))
+        gamma = wide(by_probe(total(gammas), self._chance))
         shifted = self._chance + self._h * self._delta
         moved = self._mean(shifted * gamma + self._delta * self._gradient)
         result = shifted * (gamma - moved) + self._delta * self._centred
@@ -167,7 +163,7 @@ class Smooth:
 
     def __init__(self, function: Callable[[Tensor], Tensor], h: float, dtype: torch.dtype):
         self._function, self._h, self._dtype = function, h, dtype
-        self._wide = torch.float32 if dtype == torch.bfloat16 else torch.float64
+        self._wide = subtraction_dtype(dtype)
 
     def clean(self, inputs: Parts) -> Tensor:
         values = total(inputs)

@@ -281,9 +281,20 @@ class GraphReader:
         fx.node.map_arg(arguments, nodes.append)
         return any(isinstance(self._values[node], Tensor) for node in nodes)
 
-    def _bound(self, node: fx.Node, drop: str = "", **more: Any) -> Callable[[Tensor], Any]:
-        """Return a node's function or method as one of its first argument alone."""
-        value_of = self._values.__getitem__
+    def _bound(
+        self, node: fx.Node, drop: str = "", dtype: torch.dtype | None = None, **more: Any
+    ) -> Callable[[Tensor], Any]:
+        """Return a node's function or method as one of its first argument alone.
+
+        Without the keyword `drop`, with those in `more`, and with weights in another dtype if one
+        is given.
+        """
+
+        def value_of(argument: fx.Node) -> Any:
+            value = self._values[argument]
+            is_weight = isinstance(value, Tensor) and value.is_floating_point()
+            return value.to(dtype) if is_weight and dtype else value
+
         args = fx.node.map_arg(node.args[1:], value_of)
         kwargs = {**fx.node.map_arg(node.kwargs, value_of), **more}
         kwargs.pop(drop, None)

@@ -41,7 +41,7 @@ LINEAR: set[Any] = {
     F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
     F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
     "mean", "sum", "neg", "permute", "transpose", "movedim", "swapaxes", "flip", "roll", "narrow",
-    "select", "index_select", "repeat", "repeat_interleave", "expand", "mT",
+    "select", "index_select", "repeat_interleave",
 }  # fmt: skip
 SPLIT: set[Any] = {
     torch.chunk, torch.split, torch.tensor_split, torch.unbind,

@@ -97,7 +97,6 @@ class Worker:
         torch.set_num_threads(1)
         self._store = ResultsStore.open(context.store)
         self._dataset = context.experiment.dataset
-        self._labels = self._dataset.labels
         self._base = ResultsStore.open(context.base) if context.base else None
         self._reader = ThreadPoolExecutor(1)
         self._ahead: tuple[Path, Future[tuple[dict[str, Tensor], str]]] | None = None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,24 @@ from tests.support.project import Project
 # With the threads of two test processes on two cores, a network takes twenty times as long: they
 # wait for each other in loops that keep the cores busy.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def package_log() -> Iterator[logging.Logger]:
+    """The package's logger as an import leaves it, whatever command a test runs in its process."""
+    package = logging.getLogger("daskcurv")
+    _reset(package)
+    yield package
+    _reset(package)
+
+
+def _reset(logger: logging.Logger) -> None:
+    while logger.handlers:
+        handler = logger.handlers[0]
+        logger.removeHandler(handler)
+        handler.close()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
 
 
 @pytest.fixture

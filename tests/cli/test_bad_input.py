@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 import io
 import json
-import logging
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,17 +29,6 @@ from tests.support.builders import TINY, make_model, write_checkpoints, write_ci
 from tests.support.project import Project
 
 Refused = Callable[..., str]
-
-
-@pytest.fixture(autouse=True)
-def closed_log_files() -> Iterator[None]:
-    """Close the log files that the command leaves open for the rest of its process."""
-    yield
-    package = logging.getLogger("daskcurv")
-    for handler in list(package.handlers):
-        if isinstance(handler, logging.FileHandler):
-            package.removeHandler(handler)
-            handler.close()
 
 
 def contents(path: Path) -> dict[str, bytes | None]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ast
-import logging
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,16 +27,6 @@ SBATCH = {"--exclusive", "--gres", "--mem", "--nodes", "--time", "--signal"}
 def commands() -> dict[str, CommandParser]:
     parsers = build_parser().commands
     return {name: parser for name, parser in parsers.items() if "-" not in name}
-
-
-@pytest.fixture(autouse=True)
-def closed_log_files() -> Iterator[None]:
-    yield
-    package = logging.getLogger("daskcurv")
-    for handler in list(package.handlers):
-        if isinstance(handler, logging.FileHandler):
-            package.removeHandler(handler)
-            handler.close()
 
 
 def refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -9,7 +9,6 @@ import pty
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,20 +38,6 @@ def command(words):
 cli._run = command
 sys.exit(main(["status"]))
 """
-
-
-@pytest.fixture
-def package_log() -> Iterator[logging.Logger]:
-    """The package's logger, as it was before in the end."""
-    package = logging.getLogger("daskcurv")
-    before, level, propagate = [*package.handlers], package.level, package.propagate
-    yield package
-    for handler in package.handlers:
-        if handler not in before:
-            handler.close()
-    package.handlers[:] = before
-    package.setLevel(level)
-    package.propagate = propagate
 
 
 def run_without_a_screen(root: Path, kind: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from typing import Any
@@ -33,8 +32,6 @@ def fast_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def messages(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Any:
-    # The command line switches this off, for the whole process.
-    monkeypatch.setattr(logging.getLogger("daskcurv"), "propagate", True)
     # PyTorch says a lot when kernels are compiled, which happens after some time of use.
     monkeypatch.setattr(
         caplog.handler, "filters", [lambda record: record.name.startswith("daskcurv")]

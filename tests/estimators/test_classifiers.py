@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -86,8 +85,7 @@ def test_a_model_that_is_no_function_is_refused(ending, method):
         score_samples(Classifier(ending), *samples(), method=method, n_probes=2)
 
 
-def test_samples_that_see_each_other_are_warned_of(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("daskcurv"), "propagate", True)
+def test_samples_that_see_each_other_are_warned_of(caplog):
     score_samples(Classifier(lambda net, z: z - z.mean(0)), *samples(), n_probes=1)
     assert "depend on the others in its batch" in caplog.text
     caplog.clear()
@@ -139,8 +137,7 @@ def test_weights_that_are_not_finite_are_refused_by_name():
         score_samples(model, *samples())
 
 
-def test_results_that_are_not_finite_are_counted(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("daskcurv"), "propagate", True)
+def test_results_that_are_not_finite_are_counted(caplog):
     images, labels = samples()
     images[1] = 1e30
     score_samples(Classifier(lambda net, z: z * 1e20), images, labels, n_probes=1)

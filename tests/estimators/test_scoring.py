@@ -337,10 +337,8 @@ def out_of_memory(monkeypatch):
 
 
 @pytest.fixture
-def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Any:
+def warnings(caplog: pytest.LogCaptureFixture) -> Any:
     """Returns the warnings logged so far."""
-    # The command line switches this off, for the whole process.
-    monkeypatch.setattr(logging.getLogger("daskcurv"), "propagate", True)
     return lambda: [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
 
 

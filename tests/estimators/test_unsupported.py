@@ -34,9 +34,7 @@ def fast_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Any:
-    # The command line switches this off, for the whole process.
-    monkeypatch.setattr(logging.getLogger("daskcurv"), "propagate", True)
+def warnings(caplog: pytest.LogCaptureFixture) -> Any:
     return lambda: [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
 
 

@@ -154,13 +154,7 @@ def test_what_the_demo_found_is_printed_and_in_its_log(tmp_path, monkeypatch, ca
         monkeypatch.setattr(demo, name, lambda directory: None)
     monkeypatch.setattr(demo, "launch", lambda options: Outcome())
     monkeypatch.setattr(demo, "report", lambda directory, options: print("72 labels were flipped"))
-    try:
-        assert main(["launch", "--demo", "demo"]) == 0
-    finally:
-        for handler in logging.getLogger("daskcurv").handlers[:]:
-            if isinstance(handler, logging.FileHandler):
-                logging.getLogger("daskcurv").removeHandler(handler)
-                handler.close()
+    assert main(["launch", "--demo", "demo"]) == 0
     assert capsys.readouterr().out == "72 labels were flipped\n"
     (log,) = (tmp_path / "demo" / "log").iterdir()
     assert "72 labels were flipped" in log.read_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import re
@@ -275,7 +274,6 @@ def test_added_probes_are_planned_in_the_blocks_that_the_launch_will_use(project
 
 
 def test_a_launch_warns_of_a_disk_on_which_it_will_not_fit(project, monkeypatch, caplog):
-    monkeypatch.setattr(logging.getLogger("daskcurv"), "propagate", True)
     options = options_of(project)
     estimate = estimate_of(project)
     needed = estimate.store.on_disk + estimate.copy.on_disk

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -132,8 +131,7 @@ def report(not_finite: int) -> BlockReport:
     return BlockReport(True, 1.0, 0.1, "host:1", "cpu", 8, "finite-difference", not_finite)
 
 
-def test_a_run_that_has_some_says_where_and_does_not_end_with_0(store, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("daskcurv"), "propagate", True)
+def test_a_run_that_has_some_says_where_and_does_not_end_with_0(store, caplog):
     spoil(store, 1, 0, "loss", np.inf, count=2)
     account = StoreAccount(store)
     account(Done(task(store, 1, 0), report(2)))

@@ -52,13 +52,6 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
-@pytest.fixture
-def messages(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Any:
-    # The command line switches this off, for the whole process.
-    monkeypatch.setattr(logging.getLogger("daskcurv"), "propagate", True)
-    return caplog
-
-
 def write_lock(path: Path, age: float = 0, **owner: Any) -> Path:
     path.write_text(json.dumps(owner))
     os.utime(path, (time.time() - age,) * 2)
@@ -101,7 +94,7 @@ def test_the_same_process_does_not_get_the_lock_twice(tmp_path):
 
 @pytest.mark.parametrize("reaped", [True, False])
 def test_the_lock_of_a_killed_launcher_is_taken_over_with_a_warning(
-    tmp_path, holder, messages, reaped
+    tmp_path, holder, caplog, reaped
 ):
     os.kill(holder.pid, signal.SIGKILL)
     if reaped:
@@ -112,7 +105,7 @@ def test_the_lock_of_a_killed_launcher_is_taken_over_with_a_warning(
     with launcher_lock(tmp_path / "s"):
         assert json.loads((tmp_path / "s.lock").read_text())["pid"] == os.getpid()
         assert [path.name for path in tmp_path.iterdir()] == ["s.lock"]
-    (warning,) = [record for record in messages.records if record.levelno >= logging.WARNING]
+    (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert str(holder.pid) in warning.getMessage()
     assert list(tmp_path.iterdir()) == []
 
@@ -152,11 +145,11 @@ def test_a_requeued_job_takes_over_the_lock_of_its_own_last_start(tmp_path, monk
         assert json.loads(path.read_text())["start"] == "1"
 
 
-def test_the_lock_of_a_silent_launcher_elsewhere_is_taken_over(tmp_path, messages):
+def test_the_lock_of_a_silent_launcher_elsewhere_is_taken_over(tmp_path, caplog):
     write_lock(tmp_path / "s.lock", age=3600, host="node17", pid=1, started=1.0, since="today")
     with launcher_lock(tmp_path / "s"):
         assert json.loads((tmp_path / "s.lock").read_text())["pid"] == os.getpid()
-    assert "node17" in messages.text
+    assert "node17" in caplog.text
     assert list(tmp_path.iterdir()) == []
 
 
@@ -317,14 +310,14 @@ def test_a_store_is_locked_under_a_name_that_no_link_tells(tmp_path):
             held.check()
 
 
-def test_both_files_of_a_killed_launcher_are_taken_over_with_one_warning(tmp_path, ended, messages):
+def test_both_files_of_a_killed_launcher_are_taken_over_with_one_warning(tmp_path, ended, caplog):
     make_store(tmp_path / "s", 0)
     inside = write_lock(tmp_path / "s" / lock.INSIDE, **ended)
     write_lock(inside, **{**ended, "directory": inside.parent.stat().st_ino})
     with launcher_lock(tmp_path / "s") as held:
         assert held.held
     assert not inside.exists()
-    assert messages.text.count("took over") == 1
+    assert caplog.text.count("took over") == 1
 
 
 CHANGES: dict[str, Callable[[ResultsStore], None]] = {

@@ -117,6 +117,18 @@ def write_whole(target: Path, content: bytes) -> None:
         building.write_bytes(content)
 
 
+def replace_note(target: Path, text: str) -> None:
+    """Replace a small file of which nothing depends; it is not synced, so it costs next to nothing.
+
+    What a process that was killed has left of it is replaced with the next one.
+    """
+    draft = target.with_name(target.name + ".partial")
+    # One that a killed process has left can be another user's.
+    draft.unlink(missing_ok=True)
+    draft.write_text(text)
+    draft.replace(target)
+
+
 def sync(path: Path) -> None:
     """Wait until a file's contents, or a directory's entries, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)

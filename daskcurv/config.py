@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
+from daskcurv.declared import check_choices, documented, setting
 from daskcurv.errors import ConfigError
 
 Head = Literal["all", "active"]
@@ -55,35 +56,30 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 Identity = dict[str, Any]
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class EstimatorConfig:
     """Settings of the curvature estimator; all of them are part of a store's identity.
 
-    Attributes
-    ----------
-    method : str
-        One of `METHODS`; ``"auto"`` is difference propagation where it is supported and passes its
-        self-check, else direct finite differences; these too on a CPU without fast bfloat16, unless
-        a precision is given.
-    precision : {"auto", "bfloat16", "tf32", "float32"}
-        Of the differences that difference propagation carries; ``"auto"`` is bfloat16 where the
-        device is fast at it, else float32.
-    h : float
-        Step of the finite difference, in units of the normalised input.
-    n_probes : int
-        Number of random directions per sample.
-    temperature : float
-        The logits are divided by it before the softmax.
-    seed : int
-        Seed of the probes, 0 … 2⁶⁴−1.
+    A precision that is given keeps the method ``"auto"`` from choosing by the CPU.
     """
 
-    method: str = "auto"
-    precision: str = "auto"
-    h: float = 1e-3
-    n_probes: int = 10
-    temperature: float = 1.0
-    seed: int = 0
+    method: str = setting(
+        "auto",
+        "auto: difference-propagation; finite-difference for epochs whose self-check fails and on "
+        "CPUs without fast bfloat16",
+        choices=METHODS,
+    )
+    precision: str = setting(
+        "auto",
+        "precision of difference-propagation; auto: the one the store was started with, or the one "
+        "that is fast on the device",
+        choices=PRECISIONS,
+    )
+    h: float = setting(1e-3, "step size of the finite difference, in units of the normalised input")
+    n_probes: int = setting(10, "random directions per sample")
+    temperature: float = setting(1.0, "temperature by which the logits are divided")
+    seed: int = setting(0, "random seed of the directions, 0 to 2**64 - 1")
 
     def __post_init__(self) -> None:
         # What callers pass need not be what the annotations say.
@@ -93,9 +89,7 @@ class EstimatorConfig:
             value: Any = getattr(self, name)
             if not (isinstance(value, Real) and 0 < float(value) < math.inf):
                 raise ConfigError(f"{name} is {value!r}; expected a finite number above 0")
-        check_choice("method", self.method, METHODS)
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"precision is {self.precision!r}; expected one of {PRECISIONS}")
+        check_choices(self)
         if not (isinstance(n_probes, Integral) and int(n_probes) >= 1):
             raise ConfigError(f"n_probes is {n_probes!r}; expected an integer, 1 or more")
         if n_probes % self.traits.probes_per_draw:

@@ -7,7 +7,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daskcurv.cli.options import DEFAULTS, flag, verb
+from daskcurv.cli.options import flag, verb
+from daskcurv.runs.options import LaunchOptions
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -84,7 +85,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
         "--data_path",
         type=Path,
         help="directory in CIFAR-100's python format, for the images "
-        f"(default: {DEFAULTS.data_path}, if it is there)",
+        f"(default: {LaunchOptions.data_path}, if it is there)",
     )
     parser.add_argument(
         "--figures", type=Path, metavar="DIR", help="also write each figure there, as PNG and SVG"
@@ -116,7 +117,7 @@ def _report(args: argparse.Namespace) -> int:
     if "leave_out_missing" not in args:
         refuse_lost(ResultsStore.open(args.store))
     dataset = select(args.store, args.start_epoch, samples)
-    path = args.data_path or DEFAULTS.data_path
+    path = args.data_path or LaunchOptions.data_path
     images = None
     if args.data_path or path.exists():
         images = images_of(dataset, path)

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from daskcurv.cli.parser import CommandParser
-from daskcurv.runs.options import LaunchOptions
-
-DEFAULTS = LaunchOptions()
+from daskcurv.runs.options import SETTINGS
 
 _METAVARS: dict[type, str] = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 
@@ -31,35 +29,32 @@ def verb(
     return parser
 
 
-def option(
-    parser: Any, name: str, kind: type, text: str, defaults: Any = DEFAULTS, **extra: Any
-) -> None:
-    """Add an option; if it is not given, it is absent from the parsed arguments.
+def options(parser: Any, *names: str, **texts: str) -> None:
+    """Add settings of a launch as options; one that is not given is absent from the arguments.
 
     Parameters
     ----------
     parser : ArgumentParser or group
-    name : str
-        Field of `defaults`.
-    kind : type
-    text : str
-        Help, to which the default is added.
-    defaults : dataclass instance
-    **extra
-        Passed on to ``add_argument``.
+    *names : str
+    **texts : str
+        Help of settings that mean something else to the command than to a launch.
     """
-    if "choices" not in extra:
-        extra.setdefault("metavar", _METAVARS[kind])
-    default = getattr(defaults, name)
-    shown = text if default is None else f"{text} (default: {default})"
-    parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, help=shown, **extra)
-
-
-def lines(parser: Any, name: str, text: str) -> None:
-    """Add an option that can be repeated."""
-    parser.add_argument(
-        f"--{name}", action="append", default=argparse.SUPPRESS, help=text, metavar="LINE"
-    )
+    for name in (*names, *texts):
+        one = SETTINGS[name]
+        text = texts.get(name, one.help)
+        how: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
+        if one.kind is bool and one.default:
+            name = f"no_{name}"
+            how |= {"action": "store_false", "help": f"do not {text}"}
+        elif one.kind is bool:
+            how |= {"action": "store_true"}
+        elif one.kind is tuple:
+            how |= {"action": "append", "metavar": "LINE"}
+        elif one.choices:
+            how |= {"type": one.kind, "choices": one.choices}
+        else:
+            how |= {"type": one.kind, "metavar": _METAVARS[one.kind]}
+        parser.add_argument(f"--{name}", **how)
 
 
 def flag(parser: Any, name: str, text: str) -> None:

@@ -95,7 +95,8 @@ class CommandParser(argparse.ArgumentParser):
             if action.option_strings and action.required:
                 words.append(f"{action.option_strings[0]} {action.metavar or action.dest.upper()}")
             elif not action.option_strings:
-                words.append(str(action.metavar or action.dest))
+                name = str(action.metavar or action.dest)
+                words.append(f"[{name}]" if action.nargs == "?" else name)
         return " ".join([*words, "..."] if self._subparsers else words)
 
     def _is_common(self, action: argparse.Action) -> bool:

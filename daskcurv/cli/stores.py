@@ -12,10 +12,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from daskcurv.cli.options import DEFAULTS, flag, option, verb
+from daskcurv.cli.options import flag, options, verb
 from daskcurv.config import check_positive
 from daskcurv.errors import ConfigError, StoreError
 from daskcurv.logs import counted
+from daskcurv.runs.options import LaunchOptions
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,11 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="also compute K random results again, in float64, from the checkpoints in --model_dir",
     )
-    option(parser, "data_path", Path, "with --recompute: directory in CIFAR-100's python format")
+    options(
+        parser,
+        data_path="with --recompute: directory in CIFAR-100's python format (default: "
+        f"{LaunchOptions.data_path})",
+    )
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -133,7 +138,7 @@ def _has_its_origin(args: argparse.Namespace) -> bool:
         log.info("%d epochs with results have no file, the first %d", len(absent), absent[0])
     if damage or not args.recompute:
         return not damage
-    dataset = read_dataset(getattr(args, "data_path", DEFAULTS.data_path))
+    dataset = read_dataset(getattr(args, "data_path", LaunchOptions.data_path))
     results = provenance.recompute(store, checkpoints, dataset, args.recompute)
     errors = [one.error for one in results]
     log.info(

@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import dask
 import psutil
 
-from daskcurv.config import check_choice, check_positive
+from daskcurv.config import check_positive
+from daskcurv.declared import check_choices, documented, setting, settings_of
 from daskcurv.errors import ConfigError
 
 CLUSTERS = ("local", "slurm", "allocation", "connect")
@@ -29,73 +30,68 @@ _TIME = re.compile(r"(\d+|\d+:\d+|\d+:\d+:\d+|\d+-\d+(:\d+){0,2})")
 _MEMORY = re.compile(r"(\d+)([KMGT]?)B?", re.IGNORECASE)
 _GRES = re.compile(r"gpu(:[\w.-]*[A-Za-z_][\w.-]*)?(:\d+)?")
 _NOT_ONE_JOB = ("--array", "--clusters", "--test-only", "--wait", "--wrap")
-_LISTS = ("prologue", "sbatch_extra", "submit_extra")
+_LISTS = {"prologue", "sbatch_extra", "submit_extra"}
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions:
-    """Options of the cluster.
+    """Options of the cluster that runs the workers."""
 
-    Attributes
-    ----------
-    cluster : {"local", "slurm", "allocation", "connect"}
-    device : {"auto", "cuda", "cpu"}
-        Device of the workers. ``"auto"`` is the GPU, except that local workers use the CPU if no
-        GPU is visible.
-    workers : int, optional
-        Local worker processes.
-    scheduler : str, optional
-        Address, or file with the address, of the running Dask scheduler to connect to.
-    insecure : bool
-        Disable TLS.
-    gpus : int
-        Number of workers. Each is a separate job with one GPU (no GPU on CPUs).
-    nodes : int
-        Nodes of the allocation that ``--submit --cluster allocation`` requests.
-    partition, account, qos, time, constraint : str, optional
-        As for ``sbatch``.
-    cpus_per_gpu : int
-    mem_per_gpu : str
-        As in ``sbatch --mem``: a number with K, M, G or T.
-    gres : str, optional
-        Resources that each job (with an allocation, each node) requests; ``"none"`` for nothing.
-        By default one GPU, and nothing if workers compute on the CPU.
-    prologue : tuple of str
-        Shell lines that a job runs before its worker.
-    sbatch_extra : tuple of str
-        Further options of ``sbatch`` for jobs with GPUs: workers, or a submitted allocation.
-    submit_extra : tuple of str
-        Further options of ``sbatch`` for a submitted launcher whose workers are other jobs.
-    interface : str, optional
-        Network interface for connections between launcher and workers.
-    """
-
-    cluster: str = "local"
-    device: str = "auto"
-    workers: int | None = None
-    scheduler: str | None = None
-    insecure: bool = False
-    gpus: int = 1
-    nodes: int = 1
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    time: str | None = None
-    cpus_per_gpu: int = 2
-    mem_per_gpu: str = "8G"
-    constraint: str | None = None
-    gres: str | None = None
-    prologue: tuple[str, ...] = ()
-    sbatch_extra: tuple[str, ...] = ()
-    submit_extra: tuple[str, ...] = ()
-    interface: str | None = None
+    cluster: str = setting(
+        "local",
+        "where workers run: on this machine (local), in SLURM jobs (slurm), in the current SLURM "
+        "allocation (allocation), or in a running Dask cluster (connect)",
+        choices=CLUSTERS,
+    )
+    device: str = setting(
+        "auto",
+        "device that workers compute on; auto: GPUs, but the CPU for local workers without one",
+        choices=DEVICES,
+    )
+    workers: int | None = setting(
+        None,
+        "local worker processes (default: one per GPU, or per CPU core); with slurm: worker jobs",
+    )
+    scheduler: str | None = setting(
+        None, "with connect: address of the Dask scheduler, or its scheduler file"
+    )
+    insecure: bool = setting(False, "allow connections without TLS")
+    gpus: int = setting(1, "number of worker jobs, with one GPU each (none with --device cpu)")
+    partition: str | None = setting(None, "same as for sbatch")
+    account: str | None = setting(None, "same as for sbatch")
+    qos: str | None = setting(None, "same as for sbatch")
+    time: str | None = setting(None, "time limit of each job")
+    cpus_per_gpu: int = setting(2, "CPU cores per worker")
+    mem_per_gpu: str = setting("8G", "memory per worker: a number with K, M, G or T")
+    constraint: str | None = setting(None, "same as for sbatch")
+    gres: str | None = setting(
+        None,
+        "GPUs of each job, or of each node of an allocation; none for no GPU (default: gpu:1; none "
+        "with --device cpu)",
+    )
+    prologue: tuple[str, ...] = setting(
+        (), "shell command to run before the worker; can be repeated"
+    )
+    sbatch_extra: tuple[str, ...] = setting(
+        (),
+        "additional sbatch option for jobs with GPUs (--sbatch_extra=--exclusive); can be repeated",
+    )
+    interface: str | None = setting(
+        None, "network interface for the connections of launcher and workers"
+    )
+    nodes: int = setting(1, "with --submit --cluster allocation: number of nodes")
+    submit_extra: tuple[str, ...] = setting(
+        (),
+        "additional sbatch option for a submitted launcher whose workers are other jobs; can be "
+        "repeated",
+    )
 
     def __post_init__(self) -> None:
         check_positive(
             workers=self.workers, gpus=self.gpus, nodes=self.nodes, cpus_per_gpu=self.cpus_per_gpu
         )
-        check_choice("cluster", self.cluster, CLUSTERS)
-        check_choice("device", self.device, DEVICES)
+        check_choices(self)
         if self.cluster == "connect" and not self.scheduler:
             raise ConfigError(
                 "--cluster connect needs --scheduler: the scheduler's address, such as "
@@ -195,47 +191,67 @@ def cluster_options(given: Mapping[str, Any]) -> ClusterOptions:
     ConfigError
         For values that cannot be used, and options that do not go together.
     """
-    names = {field.name for field in fields(ClusterOptions)}
-    chosen = {name: value for name, value in given.items() if name in names}
-    cluster = chosen.get("cluster", "local")
-    slurm = cluster in ("slurm", "allocation") or given.get("submit", False)
-    if not slurm and (stray := [name for name in SLURM_OPTIONS if name in chosen]):
-        raise ConfigError(
-            f"--{stray[0]} is for jobs of SLURM; add --cluster slurm, or leave it out"
-        )
-    if "workers" in chosen:
-        if cluster in ("allocation", "connect"):
-            raise ConfigError(
-                f"--workers is for local workers and SLURM jobs; with --cluster {cluster} there is "
-                "one for each GPU"
-            )
-        if cluster == "slurm":
-            if "gpus" in chosen:
-                raise ConfigError("--workers and --gpus both set the number of jobs; give one")
-            chosen["gpus"] = chosen.pop("workers")
-    if cluster == "allocation" and "gpus" in chosen:
-        raise ConfigError(
-            "--gpus is for --cluster slurm; an allocation has a worker on each of its GPUs. "
-            "Request them with --nodes and --gres"
-        )
-    inside = cluster == "allocation" and not given.get("submit", False)
-    if inside and (stray := [name for name in JOB_OPTIONS if name in chosen]):
-        raise ConfigError(
-            f"--{stray[0]} is an option for new SLURM jobs, and this allocation already exists; "
-            "give it to salloc or sbatch, or add --submit"
-        )
-    if cluster == "slurm" and "nodes" in chosen:
-        raise ConfigError("--nodes is for --cluster allocation; with --cluster slurm use --gpus")
-    if cluster != "connect" and "scheduler" in chosen:
-        raise ConfigError("--scheduler is for --cluster connect")
-    for name in _LISTS:
-        if name in chosen:
-            chosen[name] = tuple(chosen[name])
-    site = site_settings() if slurm else {}
+    chosen = {name: given[name] for name in settings_of(ClusterOptions) if name in given}
+    cluster, submitted = chosen.get("cluster", "local"), given.get("submit", False)
+    useful = options_for(cluster, submitted)
+    if stray := [name for name in chosen if name not in useful]:
+        raise ConfigError(_why_not(stray[0], cluster))
+    if cluster == "slurm" and "workers" in chosen:
+        if "gpus" in chosen:
+            raise ConfigError("--workers and --gpus both set the number of jobs; give one")
+        chosen["gpus"] = chosen.pop("workers")
+    for name in _LISTS & chosen.keys():
+        chosen[name] = tuple(chosen[name])
+    site = site_settings() if cluster in ("slurm", "allocation") or submitted else {}
     if chosen.get("device") == "cpu":
         # It is for jobs with GPUs.
         site.pop("gres", None)
     return ClusterOptions(**{**site, **chosen})
+
+
+def options_for(cluster: str, submitted: bool) -> set[str]:
+    """Return the names of the options that a kind of cluster has a use for.
+
+    Parameters
+    ----------
+    cluster : str
+    submitted : bool
+        Whether the launcher is to be submitted as a job, rather than started here.
+    """
+    useful = {"cluster", "device", "insecure"}
+    if cluster == "connect":
+        useful.add("scheduler")
+    if cluster in ("local", "slurm"):
+        useful.add("workers")
+    if cluster == "slurm" or submitted:
+        useful |= {*SLURM_OPTIONS}
+    elif cluster == "allocation":
+        # It exists already.
+        useful.add("interface")
+    return useful - {"slurm": {"nodes"}, "allocation": {"gpus"}}.get(cluster, set())
+
+
+def _why_not(name: str, cluster: str) -> str:
+    if name == "scheduler":
+        return "--scheduler is for --cluster connect"
+    if name == "workers":
+        return (
+            f"--workers is for local workers and SLURM jobs; with --cluster {cluster} there is one "
+            "for each GPU"
+        )
+    if cluster == "slurm":
+        return f"--{name} is for --cluster allocation; with --cluster slurm use --gpus"
+    if cluster != "allocation":
+        return f"--{name} is for jobs of SLURM; add --cluster slurm, or leave it out"
+    if name == "gpus":
+        return (
+            "--gpus is for --cluster slurm; an allocation has a worker on each of its GPUs. "
+            "Request them with --nodes and --gres"
+        )
+    return (
+        f"--{name} is an option for new SLURM jobs, and this allocation already exists; give it to "
+        "salloc or sbatch, or add --submit"
+    )
 
 
 def site_settings() -> dict[str, Any]:
@@ -263,20 +279,10 @@ def site_settings() -> dict[str, Any]:
 
 
 def _site_value(name: str, value: Any) -> Any:
-    where = f"{SITE_KEY}.{name} in Dask's configuration is {value!r}"
-    if name in ("gpus", "nodes", "cpus_per_gpu"):
-        if not isinstance(value, int):
-            raise ConfigError(f"{where}; expected a whole number")
-        return value
-    if name in _LISTS:
-        lines = value.splitlines() if isinstance(value, str) else value
-        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-            raise ConfigError(f"{where}; expected lines of text, or a list of them")
-        return tuple(lines)
-    if name == "time" and not isinstance(value, str):
-        # YAML reads 12:00:00 as a number in base 60.
-        raise ConfigError(f'{where}; write it in quotes, such as "12:00:00"')
-    return str(value)
+    one = settings_of(ClusterOptions)[name]
+    if one.kind is str and type(value) is int and name != "time":
+        value = str(value)
+    return one.read(value, f"{SITE_KEY}.{name} in Dask's configuration")
 
 
 def check_interface(name: str | None) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskcurv.config import check_positive
+from daskcurv.declared import check_choices, documented, setting
 from daskcurv.errors import ConfigError, DataError
 from daskcurv.places import leads_nowhere
 
@@ -21,28 +22,24 @@ TRAIN, VALIDATION = 0, 1
 """Codes of the `split` coordinate."""
 
 
+@documented
 @dataclass(frozen=True)
 class Schedule:
     """How the number of active classes grows with the epoch.
 
-    Attributes
-    ----------
-    initial_classes : int
-        Classes at epoch 0.
-    class_increment : int
-        Classes added at a time.
-    class_frequency : int
-        Epochs between two additions.
-    class_partition : {"entering", "trained"}
-        The checkpoint of an epoch at which classes are added holds weights that have not seen
-        them. ``"entering"`` (the documented table) counts them as active at that epoch already,
-        ``"trained"`` only from the next epoch on.
+    The checkpoint of an epoch at which classes are added holds weights that have not seen them; the
+    documented table counts them as active at that epoch already.
     """
 
-    initial_classes: int = 5
-    class_increment: int = 5
-    class_frequency: int = 200
-    class_partition: str = "entering"
+    initial_classes: int = setting(5, "number of classes that are active at epoch 0")
+    class_increment: int = setting(5, "number of classes that each task adds")
+    class_frequency: int = setting(200, "number of epochs per task")
+    class_partition: str = setting(
+        "entering",
+        "entering: new classes are active from the epoch at which they are added; trained: from "
+        "the next epoch on, the first that was trained on them",
+        choices=PARTITIONS,
+    )
 
     def __post_init__(self) -> None:
         check_positive(
@@ -50,10 +47,7 @@ class Schedule:
             class_increment=self.class_increment,
             class_frequency=self.class_frequency,
         )
-        if self.class_partition not in PARTITIONS:
-            raise ConfigError(
-                f"class_partition is {self.class_partition!r}; expected one of {PARTITIONS}"
-            )
+        check_choices(self)
 
     def task(self, epoch: int, num_classes: int) -> int:
         """Return how many times classes have been added by `epoch`; 0 at the start."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from daskcurv.clusters.base import Workers
@@ -17,6 +18,19 @@ from daskcurv.runs.tasks import BlockReport, BlockTask
 
 Task = TypeVar("Task")
 Report = TypeVar("Report")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The store is open, and the experiment is one that it can hold.
+
+    Attributes
+    ----------
+    store : Path
+        Where it lies, links followed.
+    """
+
+    store: Path
 
 
 @dataclass(frozen=True)
@@ -106,7 +120,8 @@ class Ended:
 
 
 Event = (
-    Started
+    Opened
+    | Started
     | Done[BlockTask, BlockReport]
     | Failed[BlockTask]
     | SetAside[BlockTask]

@@ -20,10 +20,11 @@ from daskcurv.experiment.experiment import Experiment
 from daskcurv.runs.accounts.export import Export
 from daskcurv.runs.accounts.progress import Progress
 from daskcurv.runs.accounts.record import RunRecord, recording
+from daskcurv.runs.accounts.run_file import RunFile
 from daskcurv.runs.accounts.store import StoreAccount
 from daskcurv.runs.block import RunContext
 from daskcurv.runs.cost import dry_run, warn_of_full_disk
-from daskcurv.runs.events import Observer, tell
+from daskcurv.runs.events import Observer, Opened, tell
 from daskcurv.runs.extend import change_places, larger_store, probes_of, recover, smaller_store
 from daskcurv.runs.inputs import check_places, experiment_of
 from daskcurv.runs.loop import complete_epochs, compute
@@ -40,7 +41,9 @@ log = logging.getLogger(__name__)
 def launch(options: LaunchOptions, observers: Sequence[Observer] = ()) -> Outcome:
     """Compute what is missing of the experiment that the options name; see `launch_experiment`."""
     _check_surroundings(options)
-    return _launch(experiment_of(options), options, observers)
+    experiment = experiment_of(options)
+    used = replace(options, estimator=experiment.estimator)
+    return _launch(experiment, options, [RunFile(used), *observers])
 
 
 def launch_experiment(
@@ -117,7 +120,6 @@ def _fill(
     plan = make_plan(options, experiment, checkpoints, store)
     log.info("store %s: %s", store.path, plan.summary())
     warn_of_full_disk(options, experiment.dataset, plan)
-    record.update(store=str(store.root))
     account, conclusion = StoreAccount(store), Conclusion(plan.left)
     # In this order: an epoch is marked as complete before it is exported. A launcher killed in
     # between finds, the next time, a complete epoch without an export.
@@ -126,6 +128,7 @@ def _fill(
         epochs = [checkpoint.epoch for checkpoint in checkpoints]
         watching.append(Export(store, options.save_base_dir, epochs, supersedes=base))
     watching += [Progress(), record, conclusion, *observers]
+    tell(watching, Opened(store.root))
     for event in complete_epochs(plan):
         tell(watching, event)
     if plan.missing.any():

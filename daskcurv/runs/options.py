@@ -5,12 +5,14 @@ Imports nothing heavy, so that the command line starts at once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from daskcurv.clusters.options import ClusterOptions
+from daskcurv.clusters.options import ClusterOptions, cluster_options
 from daskcurv.config import HEADS, EstimatorConfig, check_positive
+from daskcurv.declared import check_choices, documented, setting, settings_of
 from daskcurv.errors import ConfigError
 from daskcurv.experiment.curriculum import Schedule
 from daskcurv.experiment.data.cifar import DIRECTORY
@@ -21,73 +23,54 @@ if TYPE_CHECKING:
 RESULTS = Path("results2/base_deep_learning_system")
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class LaunchOptions:
-    """Options of a launch; the fields are the options of the command line.
+    """Options of a launch.
 
-    Attributes
-    ----------
-    epochs : str, optional
-        ``"all"`` or a comma-separated list; replaces `start_epoch`, `end_epoch` and `step`.
-    start_epoch, end_epoch, step : int
-        The epochs `start_epoch`, `start_epoch` + `step`, … up to and including `end_epoch`.
-    data_path : Path
-        CIFAR-100-format directory.
-    download : bool
-        Fetch CIFAR-100 if `data_path` does not have it.
-    model_dir : Path
-        Directory of the checkpoints.
-    class_order : Path, optional
-        By default ``class_order/index-{i}.npy`` beside `model_dir`. ``regenerate`` draws the order
-        from `experiment_index`, whatever files there are.
-    experiment_index : int
-        The training run's index, in the names of its files.
-    skip_missing : bool
-        Skip epochs without a checkpoint.
-    estimator : EstimatorConfig
-    head : {"all", "active"}
-        Outputs that take part in the loss.
-    schedule : Schedule
-    validation_per_class : int
-        Samples of each class that the training run held out.
-    store : Path
-    save_base_dir : Path
-        Directory for the export of finished epochs.
-    export : bool
-        Whether finished epochs are exported.
-    batch_size, block_size : int, optional
-    cluster : ClusterOptions
-        Options of the cluster that runs the workers.
-    dry_run : bool
-        Check everything and print the plan, without computing.
+    `estimator`, `schedule` and `cluster` hold the settings that are declared there.
     """
 
-    epochs: str | None = None
-    start_epoch: int = 0
-    end_epoch: int = 4000
-    step: int = 200
-    data_path: Path = Path("data") / DIRECTORY
-    download: bool = False
-    model_dir: Path = RESULTS / "model_parameters"
-    class_order: Path | None = None
-    experiment_index: int = 0
-    skip_missing: bool = False
+    epochs: str | None = setting(
+        None,
+        "comma-separated epochs, or all: every checkpoint (default: 0,200,...,4000; also see "
+        "--start_epoch)",
+    )
+    start_epoch: int = setting(0, "first epoch")
+    end_epoch: int = setting(4000, "last epoch")
+    step: int = setting(200, "interval between epochs")
+    skip_missing: bool = setting(False, "skip epochs that have no checkpoint")
+    data_path: Path = setting(Path("data") / DIRECTORY, "directory in CIFAR-100's python format")
+    download: bool = setting(False, "download CIFAR-100 if data_path does not contain it")
+    model_dir: Path = setting(RESULTS / "model_parameters", "directory with the checkpoints")
+    class_order: Path | None = setting(
+        None,
+        "class order file, or regenerate: draw it from the experiment index, whatever files there "
+        "are (default: class_order/index-I.npy beside model_dir)",
+    )
+    experiment_index: int = setting(0, "index of the training run, as in its file names")
+    validation_per_class: int = setting(
+        50, "number of samples per class, from the first on, that training held out"
+    )
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
-    head: str = "all"
+    head: str = setting("all", "outputs of the network that take part in the loss", choices=HEADS)
     schedule: Schedule = field(default_factory=Schedule)
-    validation_per_class: int = 50
-    store: Path = RESULTS / "curvature.zarr"
-    save_base_dir: Path = RESULTS / "per_image_curvature_full"
-    export: bool = True
-    batch_size: int | None = None
-    block_size: int | None = None
+    store: Path = setting(RESULTS / "curvature.zarr", "results store (Zarr)")
+    save_base_dir: Path = setting(
+        RESULTS / "per_image_curvature_full",
+        "directory to which finished epochs are exported as npy files",
+    )
+    export: bool = setting(True, "export npy files")
+    batch_size: int | None = setting(
+        None, "samples per forward pass (default: measured on a GPU, 32 on a CPU)"
+    )
+    block_size: int | None = setting(None, "samples per block of a new store (default: 5000)")
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
     dry_run: bool = False
 
     def __post_init__(self) -> None:
         check_positive(batch_size=self.batch_size, block_size=self.block_size)
-        if self.head not in HEADS:
-            raise ConfigError(f"head is {self.head!r}; expected one of {HEADS}")
+        check_choices(self)
         if self.validation_per_class < 0:
             raise ConfigError(
                 f"validation_per_class is {self.validation_per_class}; expected 0 or more"
@@ -104,6 +87,36 @@ class LaunchOptions:
             return torch.device(self.cluster.device)
         gpus = self.cluster.cluster != "local" or visible_gpus()
         return torch.device("cuda" if gpus else "cpu")
+
+
+SETTINGS = settings_of(LaunchOptions, EstimatorConfig, Schedule, ClusterOptions)
+"""All settings of a launch, by the names of their options."""
+
+
+def launch_options(given: Mapping[str, Any]) -> LaunchOptions:
+    """Return the options of a launch: those given, the site's for the cluster, then defaults.
+
+    Parameters
+    ----------
+    given : mapping
+        By option; names that are no settings are passed over.
+
+    Raises
+    ------
+    ConfigError
+        For values that cannot be used, and options that do not go together.
+    """
+
+    def chosen(kind: type) -> dict[str, Any]:
+        return {name: given[name] for name in settings_of(kind) if name in given}
+
+    return LaunchOptions(
+        **chosen(LaunchOptions),
+        estimator=EstimatorConfig(**chosen(EstimatorConfig)),
+        schedule=Schedule(**chosen(Schedule)),
+        cluster=cluster_options(given),
+        dry_run=given.get("dry_run", False),
+    )
 
 
 def parse_epochs(text: str) -> list[int]:

@@ -27,6 +27,7 @@ from daskcurv.runs.events import (
     EpochComplete,
     Event,
     Failed,
+    Opened,
     Polled,
     SetAside,
     Started,
@@ -66,7 +67,8 @@ def test_an_observer_from_python_counts_the_blocks_of_a_run(project: Project):
     assert (count[Done], count[EpochComplete], count[Failed], count[SetAside]) == (
         blocks, epochs, 0, 0,
     )  # fmt: skip
-    assert seen[0] == Started("local", "", epochs, blocks, int((status == 1).sum()))
+    assert seen[0] == Opened(project.store)
+    assert seen[1] == Started("local", "", epochs, blocks, int((status == 1).sum()))
     assert seen[-1] == Ended()
     # Each epoch is complete right after its last block.
     left = dict.fromkeys(range(epochs), 3)

@@ -19,9 +19,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from daskcurv.atomic import replace_note
 from daskcurv.logs import log_file
 from daskcurv.runs.accounts.tally import Tally
-from daskcurv.runs.events import Done, Ended, Event, Polled, SetAside, Started
+from daskcurv.runs.events import Done, Ended, Event, Opened, Polled, SetAside, Started
 from daskcurv.runs.outcome import State
 from daskcurv.runs.tasks import BlockReport, BlockTask
 from daskcurv.runs.wording import STATES, workers_in_words
@@ -79,6 +80,8 @@ class RunRecord:
         """Take note of an event, and write the file if it is time."""
         self._tally(event)
         match event:
+            case Opened(store):
+                self.update(store=str(store))
             case Started(cluster, dashboard):
                 self.update(cluster=cluster, dashboard=dashboard, workers="", running=0)
             case Done(task, report):
@@ -129,13 +132,8 @@ class RunRecord:
             "messages": [*self.messages.kept],
             "updated": now(),
         }
-        # Not synced, as what is lost in a power cut is of no use after it.
-        draft = self._path.with_name(self._path.name + ".partial")
         try:
-            # One that a killed launcher has left can be another user's.
-            draft.unlink(missing_ok=True)
-            draft.write_text(json.dumps(content, indent=2) + "\n")
-            draft.replace(self._path)
+            replace_note(self._path, json.dumps(content, indent=2) + "\n")
         except OSError as error:
             if not self._unwritable:
                 self._unwritable = True

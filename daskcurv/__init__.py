@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from daskcurv.estimators.probes import rademacher_probes as rademacher_probes
     from daskcurv.estimators.scoring import SampleScores as SampleScores
     from daskcurv.estimators.scoring import score_samples as score_samples
-    from daskcurv.storage import open_results as open_results
+    from daskcurv.storage.read import open_results as open_results
 
 __version__ = version("daskcurv")
 
@@ -23,7 +23,7 @@ _HOMES = {
     "score_samples": "daskcurv.estimators.scoring",
     "SampleScores": "daskcurv.estimators.scoring",
     "rademacher_probes": "daskcurv.estimators.probes",
-    "open_results": "daskcurv.storage",
+    "open_results": "daskcurv.storage.read",
 }
 
 

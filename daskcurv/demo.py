@@ -32,7 +32,7 @@ from daskcurv.experiment.resnet18 import ModelSpec
 from daskcurv.logs import log_to_file
 from daskcurv.runs.launch import launch
 from daskcurv.runs.options import LaunchOptions
-from daskcurv.storage import open_results
+from daskcurv.storage.read import open_results
 from daskcurv.training import TrainingRun
 
 if TYPE_CHECKING:

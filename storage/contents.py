@@ -24,7 +24,7 @@ from daskcurv.places import followed
 from daskcurv.storage import schema
 from daskcurv.storage.chunks import UNREADABLE, Files
 from daskcurv.storage.group import array_of, open_group
-from daskcurv.storage.lazy import Stored
+from daskcurv.storage.stored import Stored
 
 
 class StoreContents:

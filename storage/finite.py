@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from daskcurv.atomic import write_whole
 from daskcurv.experiment.identity import Recorded
 from daskcurv.storage import schema
 from daskcurv.storage.working import ResultsStore
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 EPOCHS_NOT_FINITE = "epochs_not_finite"
 """Attribute of a store: its epochs with results that are not finite. Absent where none are."""

@@ -1,4 +1,4 @@
-"""What a part does not need is not loaded: queries need no PyTorch, scoring no cluster."""
+"""What a part does not need is not loaded: queries need no PyTorch, runs no xarray."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from tests.support.project import REPOSITORY
         ("daskcurv.storage.tables", ["torch", "distributed"]),
         ("daskcurv.storage.integrity.verify", ["torch", "distributed"]),
         ("daskcurv.estimators.scoring", ["dask", "zarr", "xarray"]),
+        ("daskcurv.runs.launch", ["xarray", "pandas", "dask.array", "pyarrow"]),
+        ("daskcurv.runs.block", ["xarray", "pandas", "dask.array", "pyarrow"]),
     ],
 )
 def test_a_part_loads_only_what_it_needs(module, heavy):

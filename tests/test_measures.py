@@ -20,7 +20,8 @@ from daskcurv.cli import main
 from daskcurv.errors import StoreError
 from daskcurv.estimators import clean
 from daskcurv.measures import FORMAT_1, MEASURES, Measure
-from daskcurv.storage import ResultsStore, open_results
+from daskcurv.storage import ResultsStore
+from daskcurv.storage.read import open_results
 from tests.support.builders import make_model
 from tests.support.stores import IDENTITY, block_values, make_store
 

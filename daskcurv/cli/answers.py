@@ -158,8 +158,9 @@ def _analyze(args: argparse.Namespace) -> int:
     from daskcurv.analysis.summary import compare, summarise
     from daskcurv.errors import ExportError
     from daskcurv.places import check_writable
-    from daskcurv.storage import ResultsStore, open_results
+    from daskcurv.storage import ResultsStore
     from daskcurv.storage.finite import not_finite_by_epoch, told
+    from daskcurv.storage.read import open_results
 
     if args.out.exists():
         raise ExportError(f"{args.out} exists; name another directory, or move it away")

@@ -24,10 +24,11 @@ from daskcurv.analysis.per_sample import counted
 from daskcurv.errors import ConfigError, StoreError
 from daskcurv.experiment.identity import Recorded
 from daskcurv.spread import evenly
-from daskcurv.storage import ResultsStore, open_results
+from daskcurv.storage import ResultsStore
 from daskcurv.storage.attributes import identity_of
 from daskcurv.storage.finite import not_finite_by_epoch
 from daskcurv.storage.integrity.lost import lost_files
+from daskcurv.storage.read import open_results
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Of the quantiles that are drawn: the median, and bands of a half and nine tenths."""

@@ -19,7 +19,7 @@ from daskcurv.analysis.summary import RANKED, compare, summarise
 from daskcurv.cli import main
 from daskcurv.errors import DataError
 from daskcurv.experiment.curriculum import Schedule
-from daskcurv.storage import open_results
+from daskcurv.storage.read import open_results
 from daskcurv.storage.schema import COMPUTED
 from tests.support.disks import enlarge, mounted
 from tests.support.results import results

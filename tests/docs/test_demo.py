@@ -19,7 +19,7 @@ from daskcurv.demo import FLIPPED_FRACTION, LAST_EPOCH, SPEC
 from daskcurv.estimators.selection import has_fast_bfloat16
 from daskcurv.experiment.checkpoints import read_state_dict
 from daskcurv.experiment.data.cifar import read_cifar
-from daskcurv.storage import identity_of
+from daskcurv.storage.attributes import identity_of
 
 
 def test_the_demo_finds_the_flipped_labels(demo):

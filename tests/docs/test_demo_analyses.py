@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from daskcurv import analysis
 from daskcurv.analysis.summary import RANKED, compare, summarise
-from daskcurv.storage import open_results, schema
+from daskcurv.storage import schema
 from daskcurv.storage.attributes import identity_of
+from daskcurv.storage.read import open_results
 
 Values = NDArray[np.float64]
 

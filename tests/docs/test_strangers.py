@@ -9,9 +9,10 @@ import pytest
 
 from daskcurv.cli import main
 from daskcurv.measures import MEASURES
-from daskcurv.storage import ResultsStore, open_results, schema
+from daskcurv.storage import ResultsStore, schema
 from daskcurv.storage.compact import compact
 from daskcurv.storage.integrity.verify import verify
+from daskcurv.storage.read import open_results
 from tests.support.stores import epoch_columns, finish, make_store
 
 HARMLESS = (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from daskcurv.storage import identity_of
+from daskcurv.storage.attributes import identity_of
 from tests.support.project import REPOSITORY
 
 STEPS = re.findall(

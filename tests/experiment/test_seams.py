@@ -27,8 +27,9 @@ from daskcurv.experiment.experiment import Experiment
 from daskcurv.experiment.networks import Factory, network_of
 from daskcurv.runs.launch import launch_experiment
 from daskcurv.runs.options import LaunchOptions
-from daskcurv.storage import ResultsStore, open_results
+from daskcurv.storage import ResultsStore
 from daskcurv.storage.integrity.verify import verify
+from daskcurv.storage.read import open_results
 from tests.support.builders import TINY, make_model, write_checkpoints
 
 CLASSES, SAMPLES = 4, 24

@@ -16,7 +16,8 @@ import xarray as xr
 from daskcurv.errors import StoreError
 from daskcurv.measures import MEASURES
 from daskcurv.runs.extend import change_places, larger_store, recover, smaller_store
-from daskcurv.storage import ResultsStore, launcher_lock, open_results
+from daskcurv.storage import ResultsStore, launcher_lock
+from daskcurv.storage.read import open_results
 from tests.support.project import Project
 from tests.support.stores import IDENTITY, make_store
 

@@ -19,7 +19,8 @@ import pytest
 import xarray as xr
 
 from daskcurv.measures import MEASURES
-from daskcurv.storage import open_results, schema
+from daskcurv.storage import schema
+from daskcurv.storage.read import open_results
 from tests.support.builders import write_checkpoints, write_cifar
 from tests.support.crashes import finished_blocks, workers_of
 from tests.support.disks import enlarge, mounted

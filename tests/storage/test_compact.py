@@ -20,11 +20,12 @@ import zarr
 
 from daskcurv.cli import main
 from daskcurv.errors import StoreError
-from daskcurv.storage import ResultsStore, export_epochs, open_results, schema
+from daskcurv.storage import ResultsStore, export_epochs, schema
 from daskcurv.storage import compact as module
 from daskcurv.storage.compact import compact
 from daskcurv.storage.integrity.columns import discard_column
 from daskcurv.storage.integrity.verify import verify
+from daskcurv.storage.read import open_results
 from tests.support.damage import KINDS, contents, damage, same, undone
 from tests.support.disks import enlarge, mounted
 from tests.support.project import Project

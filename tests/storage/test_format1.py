@@ -13,7 +13,8 @@ import zarr
 
 from daskcurv.cli import main
 from daskcurv.measures import FORMAT_1
-from daskcurv.storage import ResultsStore, open_results
+from daskcurv.storage import ResultsStore
+from daskcurv.storage.read import open_results
 from tests.support.project import REPOSITORY, Project
 
 NAMES = ["curvature", "curvature_sq", "directional_eig", "loss", "grad_norm", "prediction"]

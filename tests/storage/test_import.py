@@ -13,12 +13,13 @@ import pytest
 
 from daskcurv.cli import main
 from daskcurv.errors import DataError, ExportError, StoreError
-from daskcurv.storage import ResultsStore, export_epochs, open_results
+from daskcurv.storage import ResultsStore, export_epochs
 from daskcurv.storage.attributes import identity_of
 from daskcurv.storage.compact import compact
 from daskcurv.storage.integrity.verify import verify
 from daskcurv.storage.npy import importing
 from daskcurv.storage.npy.importing import import_tree
+from daskcurv.storage.read import open_results
 from tests.support.disks import enlarge, mounted
 from tests.support.exports import ACTIVE_CLASSES, LABELS, ORDER, active, epoch_values, make_store
 from tests.support.stores import files_below

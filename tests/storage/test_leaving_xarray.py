@@ -15,8 +15,10 @@ import pytest
 import xarray as xr
 from dask.base import compute
 
-from daskcurv.storage import ResultsStore, identity_of, open_results
+from daskcurv.storage import ResultsStore
+from daskcurv.storage.attributes import identity_of
 from daskcurv.storage.compact import compact
+from daskcurv.storage.read import open_results
 from tests.support.stores import IDENTITY, scheduled
 
 

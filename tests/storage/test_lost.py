@@ -13,10 +13,11 @@ from daskcurv.cli import main
 from daskcurv.errors import StoreError
 from daskcurv.measures import MEASURES
 from daskcurv.runs.status import describe, read_status
-from daskcurv.storage import ResultsStore, open_results, schema
+from daskcurv.storage import ResultsStore, schema
 from daskcurv.storage.compact import compact
 from daskcurv.storage.integrity.columns import discard_column
 from daskcurv.storage.integrity.lost import lost_files
+from daskcurv.storage.read import open_results
 from tests.support.stores import PER_SAMPLE, chunk, fill_row, finish, make_store
 
 

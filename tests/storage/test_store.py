@@ -18,9 +18,10 @@ from zarr.storage import LocalStore
 
 from daskcurv.errors import ConfigError, StoreError, StoreWriteError
 from daskcurv.measures import MEASURES
-from daskcurv.storage import ResultsStore, open_results, schema
+from daskcurv.storage import ResultsStore, schema
 from daskcurv.storage.integrity.columns import column_files, damaged_columns, restore_columns
-from daskcurv.storage.lazy import Stored
+from daskcurv.storage.read import open_results
+from daskcurv.storage.stored import Stored
 from tests.support.stores import (
     BLOCK,
     IDENTITY,

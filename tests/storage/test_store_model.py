@@ -25,10 +25,11 @@ from hypothesis.stateful import (
 )
 
 from daskcurv.measures import MEASURES, Measure
-from daskcurv.storage import ResultsStore, export_epochs, open_results, schema
+from daskcurv.storage import ResultsStore, export_epochs, schema
 from daskcurv.storage.compact import compact
 from daskcurv.storage.integrity.columns import restore_columns
 from daskcurv.storage.integrity.verify import repair, verify
+from daskcurv.storage.read import open_results
 from tests.support.damage import KINDS, chunk_files, damage
 from tests.support.stores import (
     LABELS,

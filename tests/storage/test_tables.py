@@ -11,8 +11,9 @@ from pyarrow import csv, parquet
 
 from daskcurv.cli import main
 from daskcurv.errors import ConfigError, ExportError
-from daskcurv.storage import ResultsStore, open_results
+from daskcurv.storage import ResultsStore
 from daskcurv.storage.compact import compact
+from daskcurv.storage.read import open_results
 from daskcurv.storage.tables import export_table
 from tests.support.disks import enlarge, mounted
 from tests.support.stores import block_values, epoch_columns, fill_row, finish, make_store

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from daskcurv.storage import open_results
+from daskcurv.storage.read import open_results
 from tests.support.stores import N, finish, make_store, sample_columns, scheduled
 
 EPOCHS = (200, 0, 99, 100, 101, 300, 1, 201)

@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from daskcurv.storage import ResultsStore, open_results, schema
+from daskcurv.storage import ResultsStore, schema
 from daskcurv.storage.integrity.verify import repair, verify
+from daskcurv.storage.read import open_results
 
 KINDS = ("flip a bit", "truncate", "empty", "delete", "swap")
 

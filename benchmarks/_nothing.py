@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from daskcurv.runs.tasks import BlockReport, BlockTask
+from daskcurv.runs.tasks import BlockResult, BlockTask
 
 
-def nothing(task: BlockTask) -> BlockReport:
+def nothing(task: BlockTask) -> BlockResult:
     """Return a report like that of a computed block."""
-    return BlockReport(True, 0.0, 0.0, f"node:{os.getpid()}", "cpu", 512, "none")
+    return BlockResult(True, 0.0, 0.0, f"node:{os.getpid()}", "cpu", 512, "none")

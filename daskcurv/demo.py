@@ -80,7 +80,7 @@ def run_demo(directory: Path, workers: int | None = None) -> int:
     if code := launch(options).exit_code:
         return code
     with redirect_stdout(io.StringIO()) as findings:
-        report(directory, options)
+        print_findings(directory, options)
     print(findings.getvalue(), end="")
     log.debug("%s", findings.getvalue())
     return 0
@@ -167,7 +167,7 @@ def train(directory: Path) -> None:
     training.train(directory, TrainingRun(SPEC, SCHEDULE, LAST_EPOCH, VALIDATION_PER_CLASS))
 
 
-def report(directory: Path, options: LaunchOptions) -> None:
+def print_findings(directory: Path, options: LaunchOptions) -> None:
     """Print how well the results find the flipped labels, and the paths of all outputs."""
     dataset = open_results(options.store)
     flipped = np.load(directory / FLIPPED)

@@ -90,7 +90,7 @@ def write_summary(
     name : Naming
     epochs : list of int
     compared : mapping
-        Of `daskcurv.analysis.summary.compare`; added to the metrics.
+        Of `daskcurv.analysis.summary.compare_with_known`; added to the metrics.
 
     Raises
     ------

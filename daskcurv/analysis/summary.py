@@ -112,7 +112,7 @@ def ranked(summary: xr.Dataset) -> xr.Dataset:
     return measures[[name for name in measures if measures[name].notnull().any()]]
 
 
-def compare(
+def compare_with_known(
     summary: xr.Dataset,
     flagged: NDArray[np.bool_] | None = None,
     scores: NDArray[np.float64] | None = None,

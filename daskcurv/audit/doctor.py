@@ -49,7 +49,7 @@ _FILES_READ = 25
 _SAMPLES = 8
 
 
-class _Report:
+class _Checks:
     """Prints findings as they come; remembers whether any of them is fatal."""
 
     def __init__(self) -> None:
@@ -84,21 +84,21 @@ def examine(options: LaunchOptions, inputs_named: bool) -> bool:
     bool
         Whether a run is possible.
     """
-    report = _Report()
-    _software(report)
-    device = _devices(report)
-    exact = _arithmetic(report, device)
-    _cluster(report)
-    experiment = _experiment(report, options, inputs_named)
-    _disk(report, options, experiment)
+    checks = _Checks()
+    _software(checks)
+    device = _devices(checks)
+    exact = _arithmetic(checks, device)
+    _cluster(checks)
+    experiment = _experiment(checks, options, inputs_named)
+    _disk(checks, options, experiment)
     if experiment is not None and exact:
-        _methods(report, options, experiment, device)
-    print(f"\n{_verdict(report, experiment)}")
-    return not report.failed
+        _methods(checks, options, experiment, device)
+    print(f"\n{_verdict(checks, experiment)}")
+    return not checks.failed
 
 
-def _verdict(report: _Report, experiment: Experiment | None) -> str:
-    if report.failed:
+def _verdict(checks: _Checks, experiment: Experiment | None) -> str:
+    if checks.failed:
         return "a run is not possible: see FAIL above"
     if experiment is None:
         return (
@@ -108,61 +108,61 @@ def _verdict(report: _Report, experiment: Experiment | None) -> str:
     return "ready for a run"
 
 
-def _software(report: _Report) -> None:
-    report.section("software")
-    report.ok(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
+def _software(checks: _Checks) -> None:
+    checks.section("software")
+    checks.ok(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
     for name in _PACKAGES:
         try:
-            report.ok(f"{name} {version(name)}")
+            checks.ok(f"{name} {version(name)}")
         except PackageNotFoundError:
-            report.fail(f"{name} is not installed; install daskcurv again")
+            checks.fail(f"{name} is not installed; install daskcurv again")
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler:
-        report.ok(f"C++ compiler {compiler}, for fused kernels on CPUs")
+        checks.ok(f"C++ compiler {compiler}, for fused kernels on CPUs")
     else:
-        report.note("no C++ compiler: difference propagation takes about twice as long on CPUs")
+        checks.note("no C++ compiler: difference propagation takes about twice as long on CPUs")
 
 
-def _devices(report: _Report) -> torch.device:
-    report.section("devices")
+def _devices(checks: _Checks) -> torch.device:
+    checks.section("devices")
     gpus = visible_gpus()
     if torch.version.cuda and gpus:
-        report.ok(f"PyTorch for CUDA {torch.version.cuda}, driver {_driver()}")
+        checks.ok(f"PyTorch for CUDA {torch.version.cuda}, driver {_driver()}")
         for index in range(len(gpus)):
             properties = torch.cuda.get_device_properties(index)
             memory = properties.total_memory / 2**30
-            report.ok(f"GPU {gpus[index]}: {properties.name}, {memory:.0f} GiB")
+            checks.ok(f"GPU {gpus[index]}: {properties.name}, {memory:.0f} GiB")
         convolutions = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
         if convolutions != "ieee":
-            report.note(
+            checks.note(
                 "float32 convolutions use TF32 by default here (daskcurv disables it; the "
                 "errors below show its effect on other scripts)"
             )
         device = torch.device("cuda")
     else:
-        report.note(
+        checks.note(
             f"no GPU is visible (PyTorch for CUDA {torch.version.cuda}): a run will use the CPU"
         )
         device = torch.device("cpu")
-    report.ok(f"{available_cores()} CPU cores")
+    checks.ok(f"{available_cores()} CPU cores")
     if has_fast_bfloat16(device):
-        report.ok(f"the {device.type} supports fast bfloat16")
+        checks.ok(f"the {device.type} supports fast bfloat16")
     else:
-        report.note(f"the {device.type} has no fast bfloat16: differences use float32")
+        checks.note(f"the {device.type} has no fast bfloat16: differences use float32")
     return device
 
 
-def _arithmetic(report: _Report, device: torch.device) -> bool:
+def _arithmetic(checks: _Checks, device: torch.device) -> bool:
     """Report external precision settings; return whether float32 is float32."""
     for sentence in (*surroundings.neutralised(), *surroundings.remaining()):
-        report.note(sentence)
+        checks.note(sentence)
     if lowered := lowered_precision(device):
-        report.fail(
+        checks.fail(
             f"float32 {lowered} on this {device.type} are computed in a lower precision; check the "
             f"settings of the libraries below PyTorch ({surroundings.suspects()})"
         )
         return False
-    report.ok(f"products in float32 are float32 on this {device.type}")
+    checks.ok(f"products in float32 are float32 on this {device.type}")
     return True
 
 
@@ -175,29 +175,29 @@ def _driver() -> str:
     return output.stdout.split("\n")[0].strip()
 
 
-def _cluster(report: _Report) -> None:
-    report.section("cluster")
+def _cluster(checks: _Checks) -> None:
+    checks.section("cluster")
     found = [name for name in _SLURM if shutil.which(name)]
     if not found:
-        report.note("no SLURM commands: runs are local")
+        checks.note("no SLURM commands: runs are local")
     elif len(found) < len(_SLURM):
-        report.note(f"only some SLURM commands found: {', '.join(found)}")
+        checks.note(f"only some SLURM commands found: {', '.join(found)}")
     else:
-        report.ok("SLURM commands found")
+        checks.ok("SLURM commands found")
     try:
         from distributed.security import Security
 
         Security.temporary()
-        report.ok("TLS between processes, with temporary credentials")
+        checks.ok("TLS between processes, with temporary credentials")
     except ImportError as error:
-        report.fail(f"no TLS between processes: {error}; install the package cryptography")
+        checks.fail(f"no TLS between processes: {error}; install the package cryptography")
 
 
-def _experiment(report: _Report, options: LaunchOptions, named: bool) -> Experiment | None:
-    report.section("inputs")
+def _experiment(checks: _Checks, options: LaunchOptions, named: bool) -> Experiment | None:
+    checks.section("inputs")
     try:
         if not named and not _any_exists(options):
-            report.note(
+            checks.note(
                 f"none at {options.model_dir} and {options.data_path}; give --model_dir and "
                 "--data_path to check inputs and to measure errors and speed"
             )
@@ -207,11 +207,11 @@ def _experiment(report: _Report, options: LaunchOptions, named: bool) -> Experim
         some = dict(found[place] for place in evenly(len(found), _FILES_READ))
         check_all(some, experiment.network, {})
     except DaskcurvError as error:
-        report.fail(str(error))
+        checks.fail(str(error))
         return None
-    report.ok(f"data: {options.data_path}, {len(experiment.dataset):,} samples")
-    report.ok(f"class order: {experiment.class_order_source}")
-    report.ok(f"weights: {len(experiment.checkpoints)} epochs, {len(some)} of them read completely")
+    checks.ok(f"data: {options.data_path}, {len(experiment.dataset):,} samples")
+    checks.ok(f"class order: {experiment.class_order_source}")
+    checks.ok(f"weights: {len(experiment.checkpoints)} epochs, {len(some)} of them read completely")
     return experiment
 
 
@@ -219,12 +219,12 @@ def _any_exists(options: LaunchOptions) -> bool:
     return exists(options.model_dir, "model directory") or exists(options.data_path, "data set")
 
 
-def _disk(report: _Report, options: LaunchOptions, experiment: Experiment | None) -> None:
-    report.section("disk")
+def _disk(checks: _Checks, options: LaunchOptions, experiment: Experiment | None) -> None:
+    checks.section("disk")
     place = existing(options.store)
     free = shutil.disk_usage(place).free
     if experiment is None:
-        report.note(f"{size_text(free)} free at {place}; the required space depends on the inputs")
+        checks.note(f"{size_text(free)} free at {place}; the required space depends on the inputs")
         return
     num_samples = len(experiment.dataset)
     export = export_size(len(experiment.checkpoints), num_samples) if options.export else Size()
@@ -234,9 +234,9 @@ def _disk(report: _Report, options: LaunchOptions, experiment: Experiment | None
         f"written with it, {size_text(free)} free"
     )
     if size.on_disk > free:
-        report.fail(f"{text}; choose another --store")
+        checks.fail(f"{text}; choose another --store")
     else:
-        report.ok(text)
+        checks.ok(text)
 
 
 def _active(experiment: Experiment) -> NDArray[np.int64]:
@@ -245,16 +245,16 @@ def _active(experiment: Experiment) -> NDArray[np.int64]:
 
 
 def _methods(
-    report: _Report, options: LaunchOptions, experiment: Experiment, device: torch.device
+    checks: _Checks, options: LaunchOptions, experiment: Experiment, device: torch.device
 ) -> None:
     epoch = max(experiment.checkpoints)
     config = experiment.estimator
     ids = np.flatnonzero(experiment.active(epoch))
     if not len(ids):
-        report.note(f"no sample has an active class at epoch {epoch}: methods are not measured")
+        checks.note(f"no sample has an active class at epoch {epoch}: methods are not measured")
         return
     ids = ids[evenly(len(ids), _SAMPLES)]
-    report.section(
+    checks.section(
         f"methods: {len(ids)} samples at epoch {epoch}, h = {config.h:g}, {config.n_probes} probes"
     )
     if device.type == "cpu":
@@ -273,7 +273,7 @@ def _methods(
     print(
         f"        {'method':<36}{'median':>8}{'worst':>9}  {'1 worker':>9}  {'for all epochs':>16}"
     )
-    report.ok(_choice(options))
+    checks.ok(_choice(options))
     for row in rows:
         speed = f"{'':>9}  {'':>16}"
         if row.samples_per_second > 0:

@@ -155,7 +155,7 @@ def _samples(text: str | None) -> list[int]:
 def _analyze(args: argparse.Namespace) -> int:
     from daskcurv.analysis.files import naming, write_summary
     from daskcurv.analysis.given import read_flags, read_scores
-    from daskcurv.analysis.summary import compare, summarise
+    from daskcurv.analysis.summary import compare_with_known, summarise
     from daskcurv.errors import ExportError
     from daskcurv.places import check_writable
     from daskcurv.storage import ResultsStore
@@ -189,7 +189,7 @@ def _analyze(args: argparse.Namespace) -> int:
             sum(counts.values()),
             told(counts),
         )
-    compared = compare(summary, flagged, scores)
+    compared = compare_with_known(summary, flagged, scores)
     if flagged is not None:
         log.info(
             "%s flags %d of %d samples; %d of these have results",

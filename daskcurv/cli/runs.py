@@ -34,11 +34,11 @@ def add_commands(verbs: Any) -> None:
     """Add the commands to the program's parser."""
     _add_launch(verb(verbs, "launch", _launch, "compute curvature into a results store"))
     _add_plan(verb(verbs, "plan", _plan, "check the inputs and estimate run time and disk space"))
-    _add_verify(
+    _add_partitioning(
         verb(
             verbs,
             "verify_class_partitioning",
-            _verify,
+            _partitioning,
             "print which classes are active at which epoch, and check the class order",
         )
     )
@@ -128,7 +128,7 @@ def _add_doctor(parser: CommandParser) -> None:
     parser.limit_help(COMMON)
 
 
-def _add_verify(parser: CommandParser) -> None:
+def _add_partitioning(parser: CommandParser) -> None:
     parser.add_argument(
         "--num_classes",
         type=int,
@@ -205,7 +205,7 @@ def _print_or_submit(options: LaunchOptions, args: argparse.Namespace) -> int:
     return 0
 
 
-def _verify(args: argparse.Namespace) -> int:
+def _partitioning(args: argparse.Namespace) -> int:
     from daskcurv.audit.partitioning import verify_class_partitioning
 
     return 0 if verify_class_partitioning(launch_options(vars(args)), args.num_classes) else 1

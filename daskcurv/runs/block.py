@@ -32,7 +32,7 @@ from daskcurv.estimators.selection import has_fast_bfloat16
 from daskcurv.experiment.checkpoints import read_state_dict
 from daskcurv.experiment.experiment import Experiment
 from daskcurv.measures import Measure
-from daskcurv.runs.tasks import BlockReport, BlockTask, Declined
+from daskcurv.runs.tasks import BlockResult, BlockTask, Declined
 from daskcurv.storage import schema
 from daskcurv.storage.finite import measures_of, not_finite
 from daskcurv.storage.working import ResultsStore
@@ -109,7 +109,7 @@ class Worker:
         """Whether a block like the longest so far might not end before this worker's job does."""
         return not self._time_limit.allows(blocks=1.25, seconds=LEAVE_SECONDS)
 
-    def run(self, task: BlockTask) -> BlockReport:
+    def run(self, task: BlockTask) -> BlockResult:
         """Score a block and write it, unless it is done."""
         started = time.perf_counter()
         if task.row >= len(self._store.rows):
@@ -125,7 +125,7 @@ class Worker:
         seconds = time.perf_counter() - started
         self._time_limit.block_took(seconds)
         log.info("%s: %d samples in %.2f s", task, task.samples, seconds)
-        return BlockReport(
+        return BlockResult(
             computed=computed,
             seconds=seconds,
             writing_seconds=writing,
@@ -237,16 +237,16 @@ def _device_name(device: torch.device) -> str:
 _worker: Worker | None = None
 
 
-def score_block(context: RunContext, task: BlockTask) -> BlockReport | Declined:
+def score_block(context: RunContext, task: BlockTask) -> BlockResult | Declined:
     """Score one block in this process; the function that Dask runs."""
     global _worker
     if _worker is None or _worker.context != context:
         _worker = Worker(context)
     if _worker.out_of_time:
         return Declined(get_worker().address, f"{task} might outlast the time limit of its job")
-    report = _worker.run(task)
+    result = _worker.run(task)
     job = os.environ.get("SLURM_JOB_ID", "")
-    return replace(report, address=get_worker().address, job=job)
+    return replace(result, address=get_worker().address, job=job)
 
 
 def _name() -> str:

@@ -20,7 +20,7 @@ from daskcurv.experiment.experiment import Experiment
 from daskcurv.measures import MEASURES
 from daskcurv.places import existing
 from daskcurv.runs.extend import larger_store, probes_of, smaller_store
-from daskcurv.runs.opening import check_weights, open_existing
+from daskcurv.runs.opening import check_checkpoints, open_existing
 from daskcurv.runs.options import LaunchOptions
 from daskcurv.runs.plan import Plan, make_plan
 from daskcurv.storage import ResultsStore, schema
@@ -125,7 +125,7 @@ def dry_run(options: LaunchOptions, experiment: Experiment, rate: float | None =
         path = larger_store(base, experiment.estimator.n_probes, experiment.checkpoints)
         options = replace(options, store=path, block_size=base.block_size)
     store = open_existing(options, experiment)
-    plan = make_plan(options, experiment, check_weights(experiment, store or base), store)
+    plan = make_plan(options, experiment, check_checkpoints(experiment, store or base), store)
     log.info("store %s: %s", options.store, "exists" if store else "would be created")
     log.info("%s", plan.summary())
     estimate = _estimate(options, experiment, plan, base, *_rate(rate, store, plan))

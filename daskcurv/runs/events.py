@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from daskcurv.clusters.base import Workers
-from daskcurv.runs.tasks import BlockReport, BlockTask
+from daskcurv.runs.tasks import BlockResult, BlockTask
 
 Task = TypeVar("Task")
-Report = TypeVar("Report")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Started:
 
 
 @dataclass(frozen=True)
-class Done(Generic[Task, Report]):
+class Done(Generic[Task, Result]):
     """A task is done."""
 
     task: Task
-    report: Report
+    result: Result
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Ended:
 Event = (
     Opened
     | Started
-    | Done[BlockTask, BlockReport]
+    | Done[BlockTask, BlockResult]
     | Failed[BlockTask]
     | SetAside[BlockTask]
     | Polled

@@ -89,9 +89,9 @@ def _blocks(plan: Plan, context: RunContext, cluster: Cluster, limit: TimeLimit)
     ):
         yield event
         match event:
-            case Done(task, report):
+            case Done(task, result):
                 computed += 1
-                limit.block_took(report.seconds)
+                limit.block_took(result.seconds)
                 left[task.epoch] -= 1
                 if not left[task.epoch]:
                     yield EpochComplete(task.epoch, task.row)

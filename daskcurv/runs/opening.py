@@ -54,7 +54,7 @@ def ready_store(
     StoreError
     """
     store = open_existing(options, experiment, lock)
-    checkpoints = check_weights(experiment, store or base)
+    checkpoints = check_checkpoints(experiment, store or base)
     if base is not None:
         say_what_is_lost(base)
         _note_changed_checkpoints(base, checkpoints)
@@ -111,7 +111,7 @@ def say_what_is_lost(store: ResultsStore) -> None:
         )
 
 
-def check_weights(experiment: Experiment, store: ResultsStore | None) -> list[Checkpoint]:
+def check_checkpoints(experiment: Experiment, store: ResultsStore | None) -> list[Checkpoint]:
     """Read all weights completely, except files that match the store's record."""
     with tqdm(
         total=len(experiment.checkpoints), desc="checking weights", unit=" files", disable=None

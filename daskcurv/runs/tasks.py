@@ -38,7 +38,7 @@ class BlockTask:
 
 
 @dataclass(frozen=True)
-class BlockReport:
+class BlockResult:
     """What became of a block.
 
     Attributes

@@ -22,7 +22,7 @@ from distributed.scheduler import KilledWorker
 
 from daskcurv.clusters import Cluster
 from daskcurv.errors import ClusterError, DaskcurvError, StoreWriteError
-from daskcurv.runs.events import Done, Failed, Polled, Report, SetAside, Task
+from daskcurv.runs.events import Done, Failed, Polled, Result, SetAside, Task
 from daskcurv.runs.tasks import Declined
 
 log = logging.getLogger(__name__)
@@ -34,11 +34,11 @@ POLL_SECONDS = 1.0
 
 def feed(
     cluster: Cluster,
-    function: Callable[[Task], Report | Declined],
+    function: Callable[[Task], Result | Declined],
     tasks: Iterable[Task],
     may_start: Callable[[], bool] = lambda: True,
     may_wait: Callable[[], bool] = lambda: True,
-) -> Iterator[Done[Task, Report] | Failed[Task] | SetAside[Task] | Polled]:
+) -> Iterator[Done[Task, Result] | Failed[Task] | SetAside[Task] | Polled]:
     """Run tasks on a cluster, a few per worker at a time, and yield events.
 
     Parameters
@@ -114,18 +114,18 @@ def feed(
         if not running or not may_wait():
             return
         try:
-            future, report, error = finished.get(timeout=POLL_SECONDS)
+            future, result, error = finished.get(timeout=POLL_SECONDS)
         except queue.Empty:
             continue
         task = running.pop(future)
         if error is None:
-            if isinstance(report, Declined):
-                log.info("%s stops: %s", report.worker, report.reason)
-                client.run_on_scheduler(_dismiss, report.worker)
+            if isinstance(result, Declined):
+                log.info("%s stops: %s", result.worker, result.reason)
+                client.run_on_scheduler(_dismiss, result.worker)
                 again.append(task)
             else:
                 cluster.block_done()
-                yield Done(task, report)
+                yield Done(task, result)
             continue
         if isinstance(error, StoreWriteError):
             raise error

@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from daskcurv import analysis
 from daskcurv.analysis.files import naming
 from daskcurv.analysis.given import read_flags, read_scores
-from daskcurv.analysis.summary import RANKED, compare, summarise
+from daskcurv.analysis.summary import RANKED, compare_with_known, summarise
 from daskcurv.cli import main
 from daskcurv.errors import DataError
 from daskcurv.experiment.curriculum import Schedule
@@ -246,7 +246,7 @@ def test_what_a_store_does_not_have_is_not_ranked():
     assert measures == ["cumulative_curvature", "mean_curvature", "median_curvature"]
     assert found.rank_correlation_combined.notnull().all()
     marks = np.arange(40) < 20
-    compared = compare(found, marks, np.arange(40.0))
+    compared = compare_with_known(found, marks, np.arange(40.0))
     assert [*compared["auroc"]] == [*compared["agreement"]] == measures
     data["curvature"][:] = np.nan
     with pytest.raises(DataError, match="no sample has results that are numbers"):
@@ -316,7 +316,9 @@ def test_flags_and_scores_are_held_against_the_results(store, tmp_path, capfd):
     assert metrics["auroc"]["csl"]["within_cohorts"]["area"] is None  # no pair of one cohort
     assert metrics["agreement"]["csl"]["samples"] == 8  # one is never active
     scores = np.where(np.arange(11) < 9, np.arange(11) + 0.5, np.nan)
-    expected = compare(summary, scores=scores)["agreement"]["cumulative_curvature"]["spearman"]
+    expected = compare_with_known(summary, scores=scores)["agreement"]["cumulative_curvature"][
+        "spearman"
+    ]
     assert metrics["agreement"]["cumulative_curvature"]["spearman"] == pytest.approx(expected)
 
 
@@ -331,7 +333,7 @@ def test_flagged_samples_are_compared_with_those_of_their_cohort(store):
         for j in np.flatnonzero(~flagged & known)
         if cohort[i] == cohort[j]
     ]
-    found = compare(summary, flagged)["auroc"]["csl"]["within_cohorts"]
+    found = compare_with_known(summary, flagged)["auroc"]["csl"]["within_cohorts"]
     assert len(wins) > 3
     assert found["area"] == pytest.approx(np.mean(wins))
     assert found["interval"][0] <= found["area"] <= found["interval"][1]

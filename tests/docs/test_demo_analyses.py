@@ -12,7 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from daskcurv import analysis
-from daskcurv.analysis.summary import RANKED, compare, summarise
+from daskcurv.analysis.summary import RANKED, summarise
 from daskcurv.storage import schema
 from daskcurv.storage.attributes import identity_of
 from daskcurv.storage.read import open_results
@@ -147,7 +147,7 @@ def test_flags_and_other_scores_are_compared_as_defined(data, summary, demo):
     flipped = np.load(demo[0] / "demo" / "flipped_samples.npy")
     marks = np.isin(data.sample.values, flipped)
     others = data.loss.values[-1].astype(np.float64)
-    found = compare(summary, marks, others)
+    found = compare_with_known(summary, marks, others)
     for name in RANKED:
         scores = summary[name].values.astype(np.float64)
         above, below = scores[marks][:, None], scores[~marks][None, :]

@@ -153,7 +153,9 @@ def test_what_the_demo_found_is_printed_and_in_its_log(tmp_path, monkeypatch, ca
     for name in ("check_packages", "make_dataset", "train"):
         monkeypatch.setattr(demo, name, lambda directory: None)
     monkeypatch.setattr(demo, "launch", lambda options: Outcome())
-    monkeypatch.setattr(demo, "report", lambda directory, options: print("72 labels were flipped"))
+    monkeypatch.setattr(
+        demo, "print_findings", lambda directory, options: print("72 labels were flipped")
+    )
     assert main(["launch", "--demo", "demo"]) == 0
     assert capsys.readouterr().out == "72 labels were flipped\n"
     (log,) = (tmp_path / "demo" / "log").iterdir()

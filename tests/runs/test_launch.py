@@ -140,8 +140,8 @@ def test_results_do_not_depend_on_the_order_of_blocks(project):
         )
         worker = Worker(context)
         for block in blocks:
-            report = worker.run(BlockTask(4, 0, block, checkpoint, sha256, samples=10))
-            assert report.computed
+            result = worker.run(BlockTask(4, 0, block, checkpoint, sha256, samples=10))
+            assert result.computed
         assert not worker.run(BlockTask(4, 0, 3, checkpoint, sha256, samples=10)).computed
         stores.append(store)
     for name in MEASURES:
@@ -276,7 +276,7 @@ def test_each_of_50000_samples_is_scored_exactly_once(tmp_path):
 
     (log,) = (project.root / "log").iterdir()
     computed = [
-        line.split(" DEBUG ")[1].split(" BlockReport")[0]
+        line.split(" DEBUG ")[1].split(" BlockResult")[0]
         for line in log.read_text().splitlines()
         if "computed=True" in line
     ]

@@ -73,7 +73,7 @@ def slowly(task):
 
 def test_every_task_is_done_once(cluster):
     events = [event for event in feed(cluster, double, range(40)) if isinstance(event, Done)]
-    assert {event.task: event.report for event in events} == {n: 2 * n for n in range(40)}
+    assert {event.task: event.result for event in events} == {n: 2 * n for n in range(40)}
     assert len(events) == 40
 
 
@@ -119,7 +119,7 @@ def test_a_worker_that_fails_every_task_sets_none_aside_while_there_is_another(c
     tasks = [(str(tmp_path), number) for number in range(20)]
     events = list(feed(cluster, fail_on_one_worker, tasks))
     assert not [event for event in events if isinstance(event, SetAside)]
-    assert sorted(event.report for event in events if isinstance(event, Done)) == [*range(20)]
+    assert sorted(event.result for event in events if isinstance(event, Done)) == [*range(20)]
 
 
 def test_a_full_disk_stops_everything_at_once(cluster):
@@ -164,7 +164,7 @@ class Watched(local.LocalWorkers):
 def test_a_cluster_is_polled_while_a_lost_result_is_computed_again(cluster, tmp_path):
     polled = Watched(cluster, tmp_path)
     events = [e for e in feed(polled, give_away, [str(tmp_path)]) if isinstance(e, Done)]
-    assert [event.report for event in events] == ["fetched"]
+    assert [event.result for event in events] == ["fetched"]
 
 
 def test_a_worker_that_takes_long_to_come_back_is_waited_for(tmp_path):
@@ -174,7 +174,7 @@ def test_a_worker_that_takes_long_to_come_back_is_waited_for(tmp_path):
         local_cluster(1) as cluster,
     ):
         events = list(feed(Watched(cluster, tmp_path), give_away, [str(tmp_path)]))
-        assert [event.report for event in events if isinstance(event, Done)] == ["fetched"]
+        assert [event.result for event in events if isinstance(event, Done)] == ["fetched"]
 
 
 def poll_until(cluster: local.LocalWorkers, running: int) -> None:
@@ -241,7 +241,7 @@ def test_a_worker_that_declines_leaves_and_another_does_its_task(tmp_path):
         tasks = [(str(tmp_path), number) for number in range(12)]
         events = list(feed(cluster, decline_at_first, tasks))
         assert cluster.poll().running == 1
-    done = sorted(event.report for event in events if isinstance(event, Done))
+    done = sorted(event.result for event in events if isinstance(event, Done))
     assert done == list(range(12))
 
 

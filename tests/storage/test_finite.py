@@ -19,7 +19,7 @@ from daskcurv.runs.events import Done, Ended, SetAside
 from daskcurv.runs.opening import _recorded
 from daskcurv.runs.outcome import Conclusion, Outcome, State
 from daskcurv.runs.status import describe, read_status
-from daskcurv.runs.tasks import BlockReport, BlockTask
+from daskcurv.runs.tasks import BlockResult, BlockTask
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.finite import noted_epochs
 from daskcurv.storage.integrity.verify import verify
@@ -113,9 +113,9 @@ def test_a_worker_counts_those_of_a_network_that_overflows(project):
     estimator = EstimatorConfig(n_probes=1, method="finite-difference")
     context = run_context(store.path, cifar, project.root / "inputs", estimator, batch_size=8)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    report = Worker(context).run(BlockTask(4, 0, 1, path, sha256, samples=20))
+    result = Worker(context).run(BlockTask(4, 0, 1, path, sha256, samples=20))
     loss = store.read("loss", 0)[20:40]
-    assert report.not_finite == (~np.isfinite(loss)).sum() == 20
+    assert result.not_finite == (~np.isfinite(loss)).sum() == 20
 
 
 def conclude(account: StoreAccount, store: ResultsStore) -> Outcome:
@@ -127,14 +127,14 @@ def task(store: ResultsStore, row: int, block: int) -> BlockTask:
     return BlockTask(store.epochs[row], row, block, Path("w.pt"), "", samples=4)
 
 
-def report(not_finite: int) -> BlockReport:
-    return BlockReport(True, 1.0, 0.1, "host:1", "cpu", 8, "finite-difference", not_finite)
+def result(not_finite: int) -> BlockResult:
+    return BlockResult(True, 1.0, 0.1, "host:1", "cpu", 8, "finite-difference", not_finite)
 
 
 def test_a_run_that_has_some_says_where_and_does_not_end_with_0(store, caplog):
     spoil(store, 1, 0, "loss", np.inf, count=2)
     account = StoreAccount(store)
-    account(Done(task(store, 1, 0), report(2)))
+    account(Done(task(store, 1, 0), result(2)))
     assert "epoch 200 block 0: 2 of 4 results are not finite" in caplog.text
     outcome = conclude(account, store)
     assert outcome == Outcome(not_finite=2)
@@ -147,7 +147,7 @@ def test_a_run_that_has_some_says_where_and_does_not_end_with_0(store, caplog):
 def test_they_are_remembered_by_the_store_until_they_are_computed_again(store):
     before = (store.path / "zarr.json").read_bytes()
     spoil(store, 1, 0, "loss", np.inf)
-    StoreAccount(store)(Done(task(store, 1, 0), report(1)))  # and the launcher is killed
+    StoreAccount(store)(Done(task(store, 1, 0), result(1)))  # and the launcher is killed
 
     opened = ResultsStore.open(store.path)
     assert (opened.identity, opened.epochs) == (store.identity, store.epochs)
@@ -177,7 +177,7 @@ def test_a_checkpoint_that_is_not_the_one_on_record_is_read_anew_by_the_next_lau
     account = StoreAccount(store)
     error = CheckpointChangedError("w.pt is not the file on record")
     account(SetAside(task(store, 1, 0), str(error), error))
-    account(Done(task(store, 0, 0), report(0)))
+    account(Done(task(store, 0, 0), result(0)))
     account(Ended())
     recorded = _recorded(ResultsStore.open(store.path))
     assert (recorded[200].size, recorded[200].mtime_ns) == (-1, -1)

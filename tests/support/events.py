@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from daskcurv.runs.events import Done, Started
-from daskcurv.runs.tasks import BlockReport, BlockTask
+from daskcurv.runs.tasks import BlockResult, BlockTask
 
 
 def started(epochs: int, blocks: int, samples: int) -> Started:
@@ -23,6 +23,6 @@ def done(
     worker: str = "a:1",
     address: str = "tls://a:5",
     job: str = "",
-) -> Done[BlockTask, BlockReport]:
-    report = BlockReport(True, 10.0, 0.1, worker, "cpu", 8, "", 0, address, job)
-    return Done(task(block=block, samples=samples), report)
+) -> Done[BlockTask, BlockResult]:
+    result = BlockResult(True, 10.0, 0.1, worker, "cpu", 8, "", 0, address, job)
+    return Done(task(block=block, samples=samples), result)

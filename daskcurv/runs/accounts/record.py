@@ -24,7 +24,7 @@ from daskcurv.logs import log_file
 from daskcurv.runs.accounts.tally import Tally
 from daskcurv.runs.events import Done, Ended, Event, Opened, Polled, SetAside, Started
 from daskcurv.runs.outcome import State
-from daskcurv.runs.tasks import BlockReport, BlockTask
+from daskcurv.runs.tasks import BlockResult, BlockTask
 from daskcurv.runs.wording import STATES, workers_in_words
 from daskcurv.storage.lock import LauncherLock, beside
 
@@ -84,8 +84,8 @@ class RunRecord:
                 self.update(store=str(store))
             case Started(cluster, dashboard):
                 self.update(cluster=cluster, dashboard=dashboard, workers="", running=0)
-            case Done(task, report):
-                self._note(task, report)
+            case Done(task, result):
+                self._note(task, result)
             case SetAside(task, reason):
                 self._fields["failed"].append(
                     {"block": str(task), "reason": reason, "epoch": task.epoch}
@@ -104,15 +104,15 @@ class RunRecord:
                 self.update(**self._tally.state())
             self.write()
 
-    def _note(self, task: BlockTask, report: BlockReport) -> None:
-        before = self._workers.get(report.worker, {"blocks": 0})
-        self._workers[report.worker] = {
-            "device": report.device,
-            "address": report.address,
-            "job": report.job or None,
+    def _note(self, task: BlockTask, result: BlockResult) -> None:
+        before = self._workers.get(result.worker, {"blocks": 0})
+        self._workers[result.worker] = {
+            "device": result.device,
+            "address": result.address,
+            "job": result.job or None,
             "blocks": before["blocks"] + 1,
             "last_block": str(task),
-            "last_seconds": report.seconds,
+            "last_seconds": result.seconds,
             "last_time": now(),
         }
 

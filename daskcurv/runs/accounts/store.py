@@ -8,7 +8,7 @@ from collections import defaultdict
 
 from daskcurv.errors import CheckpointChangedError
 from daskcurv.runs.events import Done, Ended, EpochComplete, Event, SetAside
-from daskcurv.runs.tasks import BlockReport, BlockTask
+from daskcurv.runs.tasks import BlockResult, BlockTask
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.finite import count_not_finite, note_epochs, noted_epochs
 
@@ -41,8 +41,8 @@ class StoreAccount:
     def __call__(self, event: Event) -> None:
         """Take note of an event."""
         match event:
-            case Done(task, report):
-                self._note(task, report)
+            case Done(task, result):
+                self._note(task, result)
             case SetAside(task, _, CheckpointChangedError()):
                 # The record's size and time stand for another file, so they vouch for nothing.
                 self._store.set_epoch(task.row, checkpoint_size=-1, checkpoint_mtime_ns=-1)
@@ -67,22 +67,22 @@ class StoreAccount:
             note_epochs(self._store, counts)  # some have been computed again
         return counts
 
-    def _note(self, task: BlockTask, report: BlockReport) -> None:
-        self._seconds[task.row] += report.seconds
-        self._workers[task.row].add(report.worker)
-        self._methods[task.row] |= {report.method} - {""}
+    def _note(self, task: BlockTask, result: BlockResult) -> None:
+        self._seconds[task.row] += result.seconds
+        self._workers[task.row].add(result.worker)
+        self._methods[task.row] |= {result.method} - {""}
         self._unwritten.add(task.row)
-        if report.not_finite and task.epoch not in self._not_finite:
+        if result.not_finite and task.epoch not in self._not_finite:
             self._not_finite.add(task.epoch)
             note_epochs(self._store, self._not_finite)
             log.warning(
                 "%s: %d of %d results are not finite numbers; the network overflows or its "
                 "weights are invalid",
                 task,
-                report.not_finite,
+                result.not_finite,
                 task.samples,
             )
-        log.debug("%s %s", task, report)
+        log.debug("%s %s", task, result)
 
     def _write(self) -> None:
         for row in sorted(self._unwritten):

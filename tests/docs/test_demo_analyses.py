@@ -12,7 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from daskcurv import analysis
-from daskcurv.analysis.summary import RANKED, summarise
+from daskcurv.analysis.summary import RANKED, compare_with_known, summarise
 from daskcurv.storage import schema
 from daskcurv.storage.attributes import identity_of
 from daskcurv.storage.read import open_results

@@ -173,10 +173,10 @@ def test_a_cut_shard_of_any_length_is_one_message(compacted):
         path.write_bytes(whole)
 
 
-def test_analyses_go_on_without_the_block_if_told_to(store, tmp_path, caplog):
+def test_analyses_go_on_without_the_block_if_told_to(store, tmp_path, capsys):
     chunk(store, "status", 1, 1).unlink()
     assert main(["analyze", str(store.path), str(tmp_path / "out"), "--leave_out_missing"]) == 0
-    assert "epoch 200 block 1: status" in caplog.text
+    assert "epoch 200 block 1: status" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["label", "complete", "epoch"])

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+
+from daskcurv.cli import main
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -66,4 +71,14 @@ class Project:
         return subprocess.CompletedProcess(process.args, process.returncode, output, "")
 
     def launch(self, *extra: str) -> subprocess.CompletedProcess[str]:
-        return self.run("launch", *self.launch_arguments(*extra))
+        """Launch and wait for the end.
+
+        Without an environment of its own in this process, as a process needs seconds to import all.
+        """
+        arguments = self.launch_arguments(*extra)
+        if self.environment is not None:
+            return self.run("launch", *arguments)
+        output = io.StringIO()
+        with contextlib.chdir(self.root), redirect_stdout(output), redirect_stderr(output):
+            code = main(["launch", *arguments])
+        return subprocess.CompletedProcess(arguments, code, output.getvalue(), "")

@@ -7,9 +7,11 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 import torch
+from distributed.utils import get_mp_context
 
 from daskcurv.cli import main
 from tests.support.builders import write_checkpoints, write_cifar
@@ -19,6 +21,11 @@ from tests.support.project import Project
 # With the threads of two test processes on two cores, a network takes twenty times as long: they
 # wait for each other in loops that keep the cores busy.
 torch.set_num_threads(1)
+
+# Workers of launches in a test process are forked from one process that has imported what they
+# need, instead of importing it again. Launches in processes of their own start them as usual.
+dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+get_mp_context().set_forkserver_preload(["daskcurv.runs.block", "distributed.nanny"])
 
 
 @pytest.fixture(autouse=True)

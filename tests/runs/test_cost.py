@@ -86,7 +86,7 @@ def test_a_plan_of_4001_epochs_is_what_a_shorter_run_of_them_does(project, monke
         # Reading 4,001 files through, twice, is for another test.
         return [Checkpoint(*item, "", 0, 0) for item in inputs.checkpoints.items()]
 
-    monkeypatch.setattr(estimating, "check_weights", unread)
+    monkeypatch.setattr(estimating, "check_checkpoints", unread)
     estimate = estimate_of(project)
     assert estimate.samples_left == sum(active_counts(project, range(4001)))
     assert estimate.plan.missing.sum() == 4001 * 9

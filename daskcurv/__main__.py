@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
 # Python searches the working directory first, where libraries would take any directory that is
 # called like an optional package of theirs (sparse, jax) for that package.
-if sys.path and Path(sys.path[0]).resolve() == Path.cwd() != Path(__file__).resolve().parents[1]:
-    del sys.path[0]
+# It may have been removed while the shell was in it.
+with contextlib.suppress(FileNotFoundError):
+    if Path(sys.path[0]).resolve() == Path.cwd() != Path(__file__).resolve().parents[1]:
+        del sys.path[0]
 
 from daskcurv.cli import main
 

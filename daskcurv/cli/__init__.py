@@ -69,6 +69,12 @@ def _run(words: Sequence[str]) -> int:
             "Python runs with -O or PYTHONOPTIMIZE, which removes checks that this program and "
             "zarr rely on; run it without"
         )
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError(
+            "the working directory was removed; change to a directory that exists"
+        ) from None
     args = build_parser().parse_args(words)
     args.words = words
     for name, value in vars(args).items():

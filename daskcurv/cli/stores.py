@@ -94,6 +94,8 @@ def _verify(args: argparse.Namespace) -> int:
                 sum(found.not_finite.values()),
                 told(found.not_finite),
             )
+        if found.missing and store.can_be_launched:
+            log.info("not complete: the launch command that began it goes on with it")
         if strange := strangers(args.store):
             log.info("not the store's, and not looked at: %s", ", ".join(strange))
         if mend:

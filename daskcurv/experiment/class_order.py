@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,8 @@ def find_class_order(
             f" ({others})" if others else "",
         )
         return expected, f"{REGENERATED}; {others}" if others else REGENERATED
+    if get_close_matches(str(path), [str(REGENERATE)]) and not exists(path, "class order"):
+        raise DataError(f"class order {path} does not exist; did you mean {REGENERATE}?")
     order = read_class_order(path, num_classes)
     if not np.array_equal(order, expected):
         log.info(

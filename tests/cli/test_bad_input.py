@@ -444,6 +444,12 @@ def test_a_file_in_place_of_the_directory_of_class_orders_is_refused(project, re
     assert f"{project.root / 'class_order'} cannot be read: Not a directory" in refused()
 
 
+def test_a_mistyped_regenerate_is_not_taken_for_a_file(refused):
+    assert "class order regenrate does not exist; did you mean regenerate?" in refused(
+        "--class_order", "regenrate"
+    )
+
+
 def test_a_class_order_is_regenerated_where_that_is_asked_for(project, dry_launch, capsys):
     (project.root / "class_order").mkdir()
     np.save(project.root / "class_order" / "index_0.npy", np.arange(10))

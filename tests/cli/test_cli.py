@@ -236,6 +236,17 @@ def test_a_command_whose_reader_left_ends_quietly():
     assert len(process.stderr.splitlines()) == 1
 
 
+def test_a_working_directory_that_was_removed_is_named(tmp_path):
+    gone = tmp_path / "gone"
+    command = 'mkdir "$0"; cd "$0"; rmdir "$0"; exec "$@"'
+    words = [sys.executable, "-m", "daskcurv", "status", "s.zarr"]
+    done = subprocess.run(
+        ["sh", "-c", command, str(gone), *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the working directory was removed; change to")
+
+
 def test_an_ascii_locale_is_enough():
     done = run("verify_class_partitioning", PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from daskcurv.config import check_positive
 from daskcurv.declared import check_choices, documented, setting
 from daskcurv.errors import ConfigError, DataError
+from daskcurv.experiment.schedules import Steps
 from daskcurv.places import leads_nowhere
 
 Partition = Literal["entering", "trained"]
@@ -92,23 +93,24 @@ class Curriculum:
     ----------
     order : tuple of int
         All classes.
-    schedule : Schedule or None
+    schedule : Schedule, Steps or None
         None if it is not known when they become active, as of results that were imported.
     """
 
     order: tuple[int, ...]
-    schedule: Schedule | None = None
+    schedule: Schedule | Steps | None = None
 
     @classmethod
     def of(cls, classes: Mapping[str, Any]) -> Curriculum:
         """Return what a store's identity records under ``classes``; see `to_dict`."""
+        order = tuple(classes.get("order", ()))
         terms = {field.name for field in fields(Schedule)}
-        schedule = (
-            Schedule(**{name: classes[name] for name in terms})
-            if (terms <= classes.keys())
-            else None
-        )
-        return cls(tuple(classes.get("order", ())), schedule)
+        if terms <= classes.keys():
+            return cls(order, Schedule(**{name: classes[name] for name in terms}))
+        if "counts" in classes:
+            epochs, counts = tuple(classes["epochs"]), tuple(classes["counts"])
+            return cls(order, Steps(epochs, counts, classes["class_partition"]))
+        return cls(order)
 
     def to_dict(self) -> dict[str, Any]:
         """Return order and schedule as a JSON-able dictionary."""
@@ -159,7 +161,7 @@ class Curriculum:
         return first
 
     @property
-    def _known(self) -> Schedule:
+    def _known(self) -> Schedule | Steps:
         if self.schedule is None:
             raise ConfigError("it is not known when the classes of imported results were active")
         return self.schedule

@@ -1,21 +1,25 @@
 """Networks, as what travels to a worker and is recorded in a store: a factory and its arguments.
 
 The ResNet-18 of `daskcurv.experiment.resnet18` is the one built in, and recognised by the shapes in
-a checkpoint. Any other is a function that returns it (`Factory`).
+a checkpoint. Any other is what a function returns (`Factory`): of a library, of a module that can
+be imported, or of a file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from daskcurv.errors import ConfigError
 from daskcurv.experiment.resnet18 import ModelSpec
@@ -45,19 +49,24 @@ class Factory:
     Attributes
     ----------
     factory : str
-        ``"package.module:function"``, from where every worker imports it.
+        ``"package.module:function"``, from where every worker imports it, or ``"net.py:function"``
+        of a file.
     num_classes : int
         Outputs of the network.
     source_sha256 : str
         Digest of the file that defines the function; another one is refused.
     arguments : mapping
         Keyword arguments of the function, JSON values.
+    directory : Path, optional
+        Where the file is, on a file system that the workers can read. Not part of a store's
+        identity, so the file can be moved.
     """
 
     factory: str
     num_classes: int
     source_sha256: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    directory: Path | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, function: Callable[..., nn.Module], num_classes: int, **arguments: Any) -> Factory:
@@ -85,6 +94,48 @@ class Factory:
             )
         return cls(name, num_classes, _source_digest(function), arguments)
 
+    @classmethod
+    def named(cls, name: str, arguments: Mapping[str, Any], image: Tensor) -> Factory:
+        """Return the network that a name stands for, with as many outputs as it turns out to have.
+
+        Parameters
+        ----------
+        name : str
+            ``"torchvision:NAME"``, ``"timm:NAME"``, ``"package.module:factory"``, or
+            ``"path/net.py:factory"``.
+        arguments : mapping
+            Keyword arguments of the factory, JSON values.
+        image : Tensor of float32, shape (1, ...)
+            A normalised image, to try the network on.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such factory, it fails, or what it returns is no classifier of images.
+        """
+        where, _, function = name.partition(":")
+        directory = None
+        if not where or not function:
+            raise ConfigError(
+                f"model is {name!r}; expected resnet18-lop, torchvision:NAME, timm:NAME, "
+                "package.module:factory or path/net.py:factory"
+            )
+        if where == "torchvision":
+            where = "torchvision.models"
+        elif where == "timm":
+            where, function, arguments = (
+                "timm",
+                "create_model",
+                {"model_name": function, **arguments},
+            )
+        elif where.endswith(".py"):
+            directory = Path(where).absolute().parent
+            where = Path(where).name
+        factory = f"{where}:{function}"
+        digest = _source_digest(_found(factory, directory))
+        found = cls(factory, 0, digest, arguments, directory)
+        return replace(found, num_classes=outputs_of(found.build(), image, name))
+
     def build(self) -> nn.Module:
         """Return the network, with whatever weights.
 
@@ -93,13 +144,20 @@ class Factory:
         ConfigError
             If the factory cannot be imported, is not the one recorded, or returns no network.
         """
-        function = _imported(self.factory)
+        function = _found(self.factory, self.directory)
         if _source_digest(function) != self.source_sha256:
             raise ConfigError(
                 f"the file that defines {self.factory} is not the one recorded: it has changed, or "
                 "is another one on this machine. Restore it, or choose another --store"
             )
-        model = function(**self.arguments)
+        try:
+            model = function(**self.arguments)
+        except Exception as error:
+            # It is the user's own code, or a library's that refuses its arguments.
+            raise ConfigError(
+                f"the factory {self.factory} fails with the arguments {dict(self.arguments)}: "
+                f"{type(error).__name__}: {error}. Set them with --model_args"
+            ) from error
         if not isinstance(model, nn.Module):
             raise ConfigError(
                 f"{self.factory} returned a {type(model).__name__}; expected a torch.nn.Module"
@@ -108,12 +166,71 @@ class Factory:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-able dictionary."""
-        return {**asdict(self), "arguments": dict(self.arguments)}
+        known = {**asdict(self), "arguments": dict(self.arguments)}
+        del known["directory"]
+        return known
+
+
+def outputs_of(model: nn.Module, image: Tensor, name: str) -> int:
+    """Return how many outputs a network has for an image.
+
+    Raises
+    ------
+    ConfigError
+        If it fails, or does not return logits of shape (1, C).
+    """
+    try:
+        with torch.no_grad():
+            logits = model.eval()(image)
+    except Exception as error:
+        raise ConfigError(
+            f"the network {name} fails on an image of shape {tuple(image.shape[1:])}: {error}. "
+            "Check --model_args, --image_size and the data set's channels"
+        ) from error
+    if isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == 1:
+        return logits.shape[1]
+    given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    raise ConfigError(
+        f"the network {name} returns {given} for one image; expected logits of shape (1, C). Write "
+        "a factory that returns a torch.nn.Module whose forward picks them, such as "
+        "lambda images: network(images).logits"
+    )
 
 
 def network_of(recorded: Mapping[str, Any]) -> Network:
     """Return the network that a store's identity records under ``model``."""
     return Factory(**recorded) if "factory" in recorded else ModelSpec(**recorded)
+
+
+def _found(name: str, directory: Path | None) -> Any:
+    """Return a factory by its name, from a file of the directory or by importing it."""
+    where, _, path = name.partition(":")
+    if not where.endswith(".py"):
+        return _imported(name)
+    if directory is None:
+        raise ConfigError(
+            f"the network is made by {name}, a file whose place is not on record; name it with "
+            f"--model PATH/{name}"
+        )
+    file = directory / where
+    spec = spec_from_file_location(f"_daskcurv_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    try:
+        # Where classes are looked up by their module, as dataclasses do.
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        return reduce(getattr, path.split("."), module)
+    except FileNotFoundError as error:
+        raise ConfigError(f"the network's file {file} does not exist; check --model") from error
+    except AttributeError as error:
+        raise ConfigError(f"the network's file {file} has no {path}: {error}") from error
+    except Exception as error:
+        raise ConfigError(
+            f"the network's file {file} cannot be imported: {type(error).__name__}: {error}. What "
+            "it imports has to be installed where workers run; other files beside it are not found"
+        ) from error
 
 
 def _imported(name: str) -> Any:

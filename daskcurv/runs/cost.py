@@ -19,6 +19,7 @@ from daskcurv.experiment.data import Dataset
 from daskcurv.experiment.experiment import Experiment
 from daskcurv.measures import MEASURES
 from daskcurv.places import existing
+from daskcurv.runs.accuracy import say_accuracy
 from daskcurv.runs.extend import larger_store, probes_of, smaller_store
 from daskcurv.runs.opening import check_checkpoints, open_existing
 from daskcurv.runs.options import LaunchOptions
@@ -128,6 +129,7 @@ def dry_run(options: LaunchOptions, experiment: Experiment, rate: float | None =
     plan = make_plan(options, experiment, check_checkpoints(experiment, store or base), store)
     log.info("store %s: %s", options.store, "exists" if store else "would be created")
     log.info("%s", plan.summary())
+    say_accuracy(experiment)
     estimate = _estimate(options, experiment, plan, base, *_rate(rate, store, plan))
     print(_describe(estimate, options))
     return estimate

@@ -22,6 +22,7 @@ from daskcurv.runs.accounts.progress import Progress
 from daskcurv.runs.accounts.record import RunRecord, recording
 from daskcurv.runs.accounts.run_file import RunFile
 from daskcurv.runs.accounts.store import StoreAccount
+from daskcurv.runs.accuracy import say_accuracy
 from daskcurv.runs.block import RunContext
 from daskcurv.runs.cost import dry_run, warn_of_full_disk
 from daskcurv.runs.events import Observer, Opened, tell
@@ -117,6 +118,8 @@ def _fill(
 ) -> Outcome:
     """Fill a store; `base` is one from which it takes the probes that are there."""
     store, checkpoints = ready_store(options, experiment, base, lock)
+    if not store.done_blocks().any():
+        record.update(accuracy=say_accuracy(experiment))
     plan = make_plan(options, experiment, checkpoints, store)
     log.info("store %s: %s", store.path, plan.summary())
     warn_of_full_disk(options, experiment.dataset, plan)

@@ -20,6 +20,7 @@ from daskcurv.experiment.data.cifar import DIRECTORY
 if TYPE_CHECKING:
     import torch
 
+RESNET18 = "resnet18-lop"
 RESULTS = Path("results2/base_deep_learning_system")
 
 
@@ -43,6 +44,34 @@ class LaunchOptions:
     data_path: Path = setting(Path("data") / DIRECTORY, "directory in CIFAR-100's python format")
     download: bool = setting(False, "download CIFAR-100 if data_path does not contain it")
     model_dir: Path = setting(RESULTS / "model_parameters", "directory with the checkpoints")
+    checkpoints: str | None = setting(
+        None,
+        "files of the weights, such as 'runs/net-{epoch}.pt', quoted; * stands for anything "
+        "(default: the names of the documented run, in model_dir)",
+    )
+    weights_key: str | None = setting(
+        None, "where the weights are in a file, such as state_dict (default: found)"
+    )
+    strip_prefix: str | None = setting(
+        None, "what the weights' names begin with, to be left out, such as module. (default: found)"
+    )
+    model: str = setting(
+        RESNET18,
+        "network: resnet18-lop (that of the documented run), torchvision:NAME, timm:NAME, "
+        "package.module:factory or path/net.py:factory",
+    )
+    model_args: str | None = setting(
+        None, "keyword arguments of the network's factory, as a JSON object"
+    )
+    mean: str | None = setting(
+        None,
+        "mean of each channel in the training run, comma-separated, of pixels scaled to 0 ... 1 "
+        "(default: CIFAR-100's, for its format only)",
+    )
+    std: str | None = setting(None, "standard deviation of each channel, like mean")
+    image_size: int | None = setting(
+        None, "resize images to this size, and crop the centre, as torchvision does"
+    )
     class_order: Path | None = setting(
         None,
         "class order file, or regenerate: draw it from the experiment index, whatever files there "
@@ -52,6 +81,15 @@ class LaunchOptions:
     validation_per_class: int = setting(
         50, "number of samples per class, from the first on, that training held out"
     )
+    class_schedule: str | None = setting(
+        None,
+        "none: all classes from the start; or a CSV file with the columns epoch and classes "
+        "(default: initial_classes, then class_increment more every class_frequency epochs)",
+    )
+    task_sizes: str | None = setting(
+        None, "number of classes of each task, comma-separated, for tasks of unequal size"
+    )
+    task_epochs: int | None = setting(None, "with task_sizes: number of epochs per task")
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
     head: str = setting("all", "outputs of the network that take part in the loss", choices=HEADS)
     schedule: Schedule = field(default_factory=Schedule)
@@ -69,8 +107,19 @@ class LaunchOptions:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        check_positive(batch_size=self.batch_size, block_size=self.block_size)
+        check_positive(
+            batch_size=self.batch_size, block_size=self.block_size,
+            image_size=self.image_size, task_epochs=self.task_epochs,
+        )  # fmt: skip
         check_choices(self)
+        if self.class_schedule and self.task_sizes:
+            raise ConfigError(
+                "class_schedule and task_sizes both say when classes become active; use one of them"
+            )
+        if bool(self.task_sizes) != bool(self.task_epochs):
+            raise ConfigError("task_sizes and task_epochs go together; set both")
+        if self.model_args and self.model == RESNET18:
+            raise ConfigError(f"model_args are for other networks than {RESNET18}; set --model")
         if self.validation_per_class < 0:
             raise ConfigError(
                 f"validation_per_class is {self.validation_per_class}; expected 0 or more"

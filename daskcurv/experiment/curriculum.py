@@ -80,6 +80,15 @@ class Schedule:
         task = np.maximum(0, -(-(position - self.initial_classes + 1) // self.class_increment))
         return task * self.class_frequency + 1
 
+    def steps(self, num_classes: int, ahead: int) -> Steps:
+        """Return the same schedule for checkpoints with other numbers; see `Steps.ahead`."""
+        tasks = range(self.task(2**31, num_classes) + 1)
+        epochs = tuple(self.class_frequency * task for task in tasks)
+        counts = tuple(
+            min(num_classes, self.initial_classes + self.class_increment * task) for task in tasks
+        )
+        return Steps(epochs, counts, self.class_partition, ahead)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the schedule as a JSON-able dictionary."""
         return asdict(self)
@@ -109,7 +118,7 @@ class Curriculum:
             return cls(order, Schedule(**{name: classes[name] for name in terms}))
         if "counts" in classes:
             epochs, counts = tuple(classes["epochs"]), tuple(classes["counts"])
-            return cls(order, Steps(epochs, counts, classes["class_partition"]))
+            return cls(order, Steps(epochs, counts, classes["class_partition"], classes["ahead"]))
         return cls(order)
 
     def to_dict(self) -> dict[str, Any]:

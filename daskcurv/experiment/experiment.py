@@ -25,6 +25,7 @@ from daskcurv.experiment.data import Dataset
 from daskcurv.experiment.data.prepared import Prepared
 from daskcurv.experiment.identity import Recorded
 from daskcurv.experiment.networks import Network, network_of
+from daskcurv.experiment.payload import BARE, Payload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,8 @@ class Experiment:
         File of the weights by epoch, for the epochs to compute.
     network : Network
         The one that they belong to.
+    payload : Payload
+        Where the weights are in a file.
     curriculum : Curriculum
     estimator : EstimatorConfig
         Its precision is decided; its method is ``"auto"`` if workers may fall back to direct finite
@@ -57,6 +60,7 @@ class Experiment:
     network: Network
     curriculum: Curriculum
     estimator: EstimatorConfig
+    payload: Payload = BARE
     head: str = "all"
     experiment_index: int = 0
     validation_per_class: int = 0
@@ -89,6 +93,7 @@ class Experiment:
             dataset=dataset,
             checkpoints=checkpoints,
             network=network_of(recorded.network),
+            payload=Payload.of(recorded.payload),
             curriculum=recorded.curriculum,
             estimator=recorded.estimator,
             head=recorded.head,
@@ -110,6 +115,8 @@ class Experiment:
             "estimator": {**recorded_as(self.estimator).to_dict(), "probes": GENERATOR},
             "head": self.head,
             "model": self.network.to_dict(),
+            # Stores of bare state dicts have no such entry.
+            **({"payload": self.payload.to_dict()} if self.payload != BARE else {}),
             "dataset": {
                 "sha256": self.dataset.digest(),
                 "num_samples": len(self.dataset),
@@ -210,7 +217,7 @@ class Experiment:
         """
         path = self.checkpoints[epoch]
         if weights is None:
-            weights, _ = read_state_dict(path)
+            weights, _ = read_state_dict(path, self.payload)
         model = self.network.build()
         check_weights(model.state_dict(), weights, path)
         model.load_state_dict(weights)

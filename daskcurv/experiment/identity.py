@@ -25,8 +25,8 @@ class Recorded:
     curriculum : Curriculum
         Without classes if no order is recorded.
     head : {"all", "active"} or None
-    network : mapping
-        As its own module reads it.
+    network, payload : mapping
+        As their own modules read them.
     dataset : mapping
         Digest (``sha256``), number of samples, normalisation, samples held out.
     experiment_index : int or None
@@ -38,6 +38,7 @@ class Recorded:
     curriculum: Curriculum
     head: str | None
     network: Mapping[str, Any]
+    payload: Mapping[str, Any]
     dataset: Mapping[str, Any]
     experiment_index: int | None
     multiplied_by: int | None
@@ -52,6 +53,7 @@ class Recorded:
             curriculum=Curriculum.of(identity.get("classes", {})),
             head=identity.get("head"),
             network=identity.get("model", {}),
+            payload=identity.get("payload", {}),
             dataset=identity.get("dataset", {}),
             experiment_index=index if isinstance(index, int) else None,
             multiplied_by=imported["multiplied_by"] if imported else None,

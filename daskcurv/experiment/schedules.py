@@ -29,11 +29,15 @@ class Steps:
         Active classes from each epoch on; increasing.
     class_partition : {"entering", "trained"}
         See `daskcurv.experiment.curriculum.Schedule`.
+    ahead : int
+        How many epochs more than its number a checkpoint has been trained for: 1 where it has the
+        number of the last epoch, counted from 0.
     """
 
     epochs: tuple[int, ...]
     counts: tuple[int, ...]
     class_partition: str = "entering"
+    ahead: int = 0
 
     def __post_init__(self) -> None:
         for name, values, least in (("epochs", self.epochs, 0), ("classes", self.counts, 1)):
@@ -51,6 +55,7 @@ class Steps:
 
     def task(self, epoch: int, num_classes: int) -> int:
         """Return how many times classes have been added by `epoch`; 0 at the start."""
+        epoch += self.ahead
         if self.class_partition == "trained":
             epoch = max(epoch - 1, 0)
         return int(np.searchsorted(self.epochs, epoch, side="right")) - 1
@@ -61,19 +66,23 @@ class Steps:
 
     def first_epoch_active(self, num_classes: int) -> NDArray[np.int64]:
         """Return, for each position in the class order, the first epoch at which it is active."""
-        entering = self.first_epoch_trained(num_classes) - 1
+        entering = self._starts(num_classes)
         late = (entering > 0) & (self.class_partition == "trained")
-        return np.where(late, entering + 1, entering)
+        return np.maximum(np.where(late, entering + 1, entering) - self.ahead, 0)
 
     def first_epoch_trained(self, num_classes: int) -> NDArray[np.int64]:
         """Return, for each position in the class order, the first epoch that trained on it."""
+        return np.maximum(self._starts(num_classes) + 1 - self.ahead, 0)
+
+    def _starts(self, num_classes: int) -> NDArray[np.int64]:
+        """Return after how many epochs the class at each position is added."""
         if num_classes > self.counts[-1]:
             raise ConfigError(
                 f"the class schedule ends with {self.counts[-1]} classes, but the network has "
                 f"{num_classes} outputs; add what is missing"
             )
         step = np.searchsorted(self.counts, np.arange(num_classes), side="right")
-        return np.asarray(self.epochs, dtype=np.int64)[step] + 1
+        return np.asarray(self.epochs, dtype=np.int64)[step]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the schedule as a JSON-able dictionary."""
@@ -81,6 +90,7 @@ class Steps:
             "epochs": list(self.epochs),
             "counts": list(self.counts),
             "class_partition": self.class_partition,
+            "ahead": self.ahead,
         }
 
 

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from daskcurv.config import EstimatorConfig
 from daskcurv.errors import CheckpointError, ConfigError, StoreError
 from daskcurv.estimators.selection import resolve
-from daskcurv.experiment.checkpoints import discover, read_state_dict
-from daskcurv.experiment.class_order import find_class_order
-from daskcurv.experiment.curriculum import Curriculum
-from daskcurv.experiment.data import cifar, read_dataset
+from daskcurv.experiment.data import Dataset, cifar, read_dataset
 from daskcurv.experiment.experiment import Experiment
 from daskcurv.experiment.identity import Recorded
-from daskcurv.experiment.networks import Network
+from daskcurv.experiment.naming import Naming, discover, find
+from daskcurv.experiment.networks import Factory, Network
+from daskcurv.experiment.payload import BARE, Payload, find_payload, weights_in
 from daskcurv.experiment.resnet18 import ModelSpec
+from daskcurv.experiment.weight_files import read_content
 from daskcurv.places import check_writable, exists, place_for
-from daskcurv.runs.options import LaunchOptions, parse_epochs
+from daskcurv.runs.curricula import curriculum_of
+from daskcurv.runs.options import RESNET18, LaunchOptions, parse_epochs
 from daskcurv.storage import ResultsStore
 
 log = logging.getLogger(__name__)
+
+HELD_OUT = 50
+"""Samples of each class that the documented run held out."""
 
 
 def experiment_of(options: LaunchOptions) -> Experiment:
@@ -37,34 +42,59 @@ def experiment_of(options: LaunchOptions) -> Experiment:
         For the first thing that cannot be used.
     """
     check_places(options)
-    available = discover(options.model_dir, options.experiment_index)
+    available = found_checkpoints(options)
     checkpoints = {epoch: available[epoch] for epoch in choose_epochs(options, available)}
     if options.download:
         cifar.download(options.data_path)
-    dataset = read_dataset(options.data_path)
+    dataset = read_dataset(
+        options.data_path,
+        mean=_numbers("mean", options.mean),
+        std=_numbers("std", options.std),
+        image_size=options.image_size,
+    )
     if not getattr(dataset, "published", True):
         log.info(
             "%s is not the published CIFAR-100 training set (other checksum): %d samples",
             options.data_path,
             len(dataset),
         )
-    first, network = _first_readable(list(checkpoints.values()))
-    order, source = find_class_order(
-        options.class_order, options.model_dir, options.experiment_index, network.num_classes
-    )
+    first, network, payload = _first_usable(options, list(checkpoints.values()), dataset)
+    curriculum, source = curriculum_of(options, network.num_classes)
+    held_out = options.validation_per_class
+    if held_out is None:
+        held_out = HELD_OUT if options.documented else 0
     experiment = Experiment(
         dataset=dataset,
         checkpoints=checkpoints,
         network=network,
-        curriculum=Curriculum(tuple(order.tolist()), options.schedule),
+        payload=payload,
+        curriculum=curriculum,
         estimator=selected(options)[0],
         head=options.head,
         experiment_index=options.experiment_index,
-        validation_per_class=options.validation_per_class,
+        validation_per_class=held_out,
         class_order_source=source,
     )
     experiment.check(str(options.data_path), str(first))
     return experiment
+
+
+def found_checkpoints(options: LaunchOptions) -> dict[int, Path]:
+    """Return the files of the weights by epoch, of all epochs."""
+    if options.checkpoints is None:
+        return discover(options.model_dir, options.experiment_index)
+    return find(*Naming.of(options.checkpoints))
+
+
+def _numbers(name: str, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"{name} is {text!r}; expected a number for each channel, such as 0.49,0.48,0.44"
+        ) from None
 
 
 def check_places(options: LaunchOptions) -> None:
@@ -89,15 +119,43 @@ def selected(options: LaunchOptions) -> tuple[EstimatorConfig, str]:
     return resolve(options.estimator, options.device, recorded)
 
 
-def _first_readable(paths: list[Path]) -> tuple[Path, Network]:
-    """Infer the network from the first file that can be read.
+def _first_usable(
+    options: LaunchOptions, paths: list[Path], dataset: Dataset
+) -> tuple[Path, Network, Payload]:
+    """Return the first file that can be read, the network, and where its weights are in a file.
 
-    Damaged ones are left to the check of all files, which lists every one of them.
+    Damaged files are left to the check of all files, which lists every one of them.
     """
-    for path in paths[:-1]:
-        with contextlib.suppress(CheckpointError):
-            return path, ModelSpec.infer(read_state_dict(path)[0])
-    return paths[-1], ModelSpec.infer(read_state_dict(paths[-1])[0])
+    network = None
+    if options.model != RESNET18:
+        image = dataset.normalise(dataset.images[:1])
+        network = Factory.named(options.model, _arguments(options.model_args), image)
+        log.info("network %s: %d outputs", options.model, network.num_classes)
+    names = (network or ModelSpec()).build().state_dict().keys()
+    for path in paths:
+        try:
+            content, _ = read_content(path)
+            payload = find_payload(content, path, names, key=options.weights_key or "")
+        except CheckpointError:
+            if path == paths[-1]:
+                raise
+            continue
+        if options.strip_prefix is not None:
+            payload = Payload(payload.key, options.strip_prefix)
+        if payload != BARE:
+            log.info("weights in %s and files like it: %s", path, payload)
+        return path, network or ModelSpec.infer(weights_in(content, payload, path)), payload
+    raise AssertionError("there is at least one file")
+
+
+def _arguments(text: str | None) -> dict[str, Any]:
+    try:
+        arguments = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"model_args is no JSON: {error}; got {text}") from error
+    if not isinstance(arguments, dict):
+        raise ConfigError(f'model_args is {text}; expected an object such as {{"num_classes": 10}}')
+    return arguments
 
 
 def choose_epochs(options: LaunchOptions, available: Iterable[int]) -> list[int]:
@@ -111,12 +169,12 @@ def choose_epochs(options: LaunchOptions, available: Iterable[int]) -> list[int]
         Listing every epoch without a checkpoint, unless missing ones are to be skipped.
     """
     available = set(available)
-    wanted = sorted(available) if options.epochs == "all" else _requested(options)
+    place = options.checkpoints or options.model_dir
+    wanted = sorted(available) if _all_epochs(options) else _requested(options)
     missing = [epoch for epoch in wanted if epoch not in available]
     if missing and not options.skip_missing:
         raise CheckpointError(
-            f"{options.model_dir} has no checkpoint of experiment index "
-            f"{options.experiment_index} for {len(missing)} of {len(wanted)} epochs: "
+            f"{place} has no checkpoint of experiment index {options.experiment_index} for {len(missing)} of {len(wanted)} epochs: "
             f"{', '.join(map(str, missing))}. Name other --epochs (or all), or add --skip_missing"
         )
     if missing:
@@ -124,9 +182,17 @@ def choose_epochs(options: LaunchOptions, available: Iterable[int]) -> list[int]
     chosen = [epoch for epoch in wanted if epoch in available]
     if not chosen:
         raise CheckpointError(
-            f"none of the {len(wanted)} requested epochs has a checkpoint in {options.model_dir}"
+            f"none of the {len(wanted)} requested epochs has a checkpoint in {place}"
         )
     return chosen
+
+
+def _all_epochs(options: LaunchOptions) -> bool:
+    # The default range is the documented run's.
+    chosen = options.start_epoch, options.end_epoch, options.step
+    usual = LaunchOptions.start_epoch, LaunchOptions.end_epoch, LaunchOptions.step
+    of_another = options.checkpoints is not None and options.epochs is None and chosen == usual
+    return options.epochs == "all" or of_another
 
 
 def _requested(options: LaunchOptions) -> list[int]:

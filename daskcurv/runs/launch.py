@@ -43,7 +43,11 @@ def launch(options: LaunchOptions, observers: Sequence[Observer] = ()) -> Outcom
     """Compute what is missing of the experiment that the options name; see `launch_experiment`."""
     _check_surroundings(options)
     experiment = experiment_of(options)
-    used = replace(options, estimator=experiment.estimator)
+    used = replace(
+        options,
+        estimator=experiment.estimator,
+        validation_per_class=experiment.validation_per_class,
+    )
     return _launch(experiment, options, [RunFile(used), *observers])
 
 

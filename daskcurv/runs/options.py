@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 RESNET18 = "resnet18-lop"
+EPOCH_MEANS = ("finished", "last")
 RESULTS = Path("results2/base_deep_learning_system")
 
 
@@ -78,8 +79,15 @@ class LaunchOptions:
         "are (default: class_order/index-I.npy beside model_dir)",
     )
     experiment_index: int = setting(0, "index of the training run, as in its file names")
-    validation_per_class: int = setting(
-        50, "number of samples per class, from the first on, that training held out"
+    epoch_means: str = setting(
+        "finished",
+        "what the number in a file's name counts: epochs finished, or the last one, from 0",
+        choices=EPOCH_MEANS,
+    )
+    validation_per_class: int | None = setting(
+        None,
+        "number of samples per class, from the first on, that training held out (default: 50 in "
+        "the documented run, else none)",
     )
     class_schedule: str | None = setting(
         None,
@@ -120,10 +128,15 @@ class LaunchOptions:
             raise ConfigError("task_sizes and task_epochs go together; set both")
         if self.model_args and self.model == RESNET18:
             raise ConfigError(f"model_args are for other networks than {RESNET18}; set --model")
-        if self.validation_per_class < 0:
+        if self.validation_per_class is not None and self.validation_per_class < 0:
             raise ConfigError(
                 f"validation_per_class is {self.validation_per_class}; expected 0 or more"
             )
+
+    @property
+    def documented(self) -> bool:
+        """Whether it is the training run that the documentation describes, going by its names."""
+        return self.checkpoints is None and self.model == RESNET18
 
     @property
     def device(self) -> torch.device:

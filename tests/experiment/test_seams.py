@@ -19,10 +19,17 @@ from daskcurv.audit.provenance import checkpoint_damage, disagreement, recompute
 from daskcurv.cli import main
 from daskcurv.clusters import ClusterOptions
 from daskcurv.config import EstimatorConfig
-from daskcurv.errors import ConfigError
+from daskcurv.errors import ConfigError, DataError
 from daskcurv.experiment.checkpoints import Naming, discover
 from daskcurv.experiment.curriculum import Curriculum, Schedule
-from daskcurv.experiment.data import FORMATS, Arrays, Dataset, Format, read_dataset
+from daskcurv.experiment.data import (
+    FORMATS,
+    Arrays,
+    Dataset,
+    Format,
+    Preprocessing,
+    read_dataset,
+)
 from daskcurv.experiment.experiment import Experiment
 from daskcurv.experiment.networks import Factory, network_of
 from daskcurv.runs.launch import launch_experiment
@@ -173,16 +180,24 @@ def test_another_naming_is_a_pattern(tmp_path, monkeypatch):
 
 def test_another_format_is_recognised_by_its_own_function(tmp_path, monkeypatch):
     held = small_cifar()
-    np.savez(tmp_path / "set.npz", images=held.images, labels=held.labels)
+    for name, array in (("pixels.bin", held.images), ("classes.bin", held.labels)):
+        array.tofile(tmp_path / name)
 
-    def read(path: Path) -> Arrays:
-        with np.load(path) as content:
-            return Arrays(content["images"], content["labels"], mean=held.mean, std=held.std)
+    def recognises(path: Path) -> bool:
+        return (path / "pixels.bin").exists()
 
-    monkeypatch.setattr(
-        "daskcurv.experiment.data.FORMATS", [*FORMATS, Format(lambda p: p.suffix == ".npz", read)]
-    )
-    assert read_dataset(tmp_path / "set.npz").digest() == held.digest()
+    def read(path: Path, preprocessing: Preprocessing) -> Arrays:
+        images = np.fromfile(path / "pixels.bin", np.uint8).reshape(held.images.shape)
+        return preprocessing.arrays(path, images, np.fromfile(path / "classes.bin", np.int64))
+
+    plain = Format("plain bytes (pixels.bin, classes.bin)", recognises, read, held.mean, held.std)
+    with pytest.raises(DataError, match="none of the formats"):
+        read_dataset(tmp_path)
+    monkeypatch.setattr("daskcurv.experiment.data.FORMATS", [*FORMATS, plain])
+    read_back = read_dataset(tmp_path)
+    assert read_back.digest() == held.digest()
+    assert read_back.mean == held.mean
+    assert read_dataset(tmp_path, std=0.5).std == (0.5,) * held.images.shape[1]
 
 
 @pytest.mark.parametrize("pattern", ["weights.pt", "{epoch}-{epoch}.pt"])

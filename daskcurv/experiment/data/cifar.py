@@ -1,18 +1,14 @@
-"""CIFAR-100's python format, read safely.
+"""CIFAR-100's python format.
 
 The published data set is a directory ``cifar-100-python`` of pickles. Subsets and relabelled
-variants in the same format are normal inputs. Pickles are opened by an unpickler that knows the
-few functions a NumPy array needs and refuses everything else, so that a data set from elsewhere
-cannot run code.
+variants in the same format are normal inputs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import pickle
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,8 @@ from numpy.typing import NDArray
 
 from daskcurv.errors import DataError
 from daskcurv.experiment.data.dataset import Arrays
+from daskcurv.experiment.data.pickles import load_pickle, numbers_of, text_of
+from daskcurv.experiment.data.preprocessing import Preprocessing
 from daskcurv.places import exists, leads_nowhere, listed, names_in
 
 log = logging.getLogger(__name__)
@@ -32,6 +30,7 @@ STD = (0.2673, 0.2564, 0.2762)
 
 IMAGE_SHAPE = (3, 32, 32)
 DIRECTORY = "cifar-100-python"
+VERSION = "CIFAR-100"
 _PUBLISHED_TRAIN_MD5 = "16019d7e3df5f24257cddd939b257f8d"
 
 
@@ -50,96 +49,21 @@ class Cifar(Arrays):
     published: bool = False
 
 
-class _Dtype:
-    """Stands in for ``numpy.dtype`` while unpickling: plain numbers only."""
-
-    def __init__(self, code: str, align: bool = False, copy: bool = False):
-        self._code = code
-        self._order: Any = "|"
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self._order = state[1]
-
-    def build(self) -> np.dtype[Any]:
-        """Return the dtype, or raise `UnpicklingError` if it is not one of plain numbers."""
-        if not re.fullmatch("[biuf][1248]", self._code):
-            raise pickle.UnpicklingError(f"it holds an array of {self._code!r}, not of numbers")
-        return np.dtype(self._code).newbyteorder(self._order)
-
-
-class _Array:
-    """Stands in for ``numpy.ndarray`` while unpickling."""
-
-    def __init__(self, *arguments: Any):
-        self.values: NDArray[Any] = np.empty(0)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, dtype, fortran, data = state
-        raw = data.encode("latin1") if isinstance(data, str) else data
-        values = np.frombuffer(raw, dtype.build())
-        self.values = values.reshape(shape, order="F" if fortran else "C")
-
-
-def _array_from_buffer(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> _Array:
-    array = _Array()
-    array.__setstate__((1, shape, dtype, order == "F", data))
-    return array
-
-
-def _scalar(dtype: _Dtype, data: bytes | str) -> Any:
-    raw = data.encode("latin1") if isinstance(data, str) else data
-    return np.frombuffer(raw, dtype.build())[0].item()
-
-
-def _empty_bytes() -> bytes:
-    return b""
-
-
-# Everything a pickled array can name, and what is called instead. NumPy's own functions would
-# trust the pickle with memory: an array of "objects" made of bytes is an array of wild pointers.
-_STAND_INS: dict[tuple[str, str], Any] = {
-    ("numpy", "dtype"): _Dtype,
-    ("numpy", "ndarray"): _Array,
-    ("numpy.core.multiarray", "_reconstruct"): _Array,
-    ("numpy._core.multiarray", "_reconstruct"): _Array,
-    ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy._core.multiarray", "scalar"): _scalar,
-    ("numpy.core.numeric", "_frombuffer"): _array_from_buffer,
-    ("numpy._core.numeric", "_frombuffer"): _array_from_buffer,
-    ("_codecs", "encode"): str.encode,
-    ("__builtin__", "bytes"): _empty_bytes,
-    ("builtins", "bytes"): _empty_bytes,
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles containers, numbers, strings and arrays of numbers; refuses anything else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _STAND_INS[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(
-                f"it tries to import {module}.{name}, which does not belong in a data set"
-            ) from None
-
-
-def _read_pickle(path: Path) -> dict[str, Any]:
+def _read_pickle(path: Path, version: str) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:
-            # latin1 maps Python 2 byte strings one to one, array data included.
-            content = _ArrayUnpickler(file, encoding="latin1").load()
+        content = load_pickle(path)
     except OSError as error:
         raise DataError(_unreadable(path, error)) from error
     except Exception as error:
         # A damaged or hostile pickle can raise nearly anything; all of it means the same here.
+        fetched = " (--download fetches the published one into an empty directory)"
         raise DataError(
-            f"{path} cannot be read as a CIFAR-100 pickle: {error or type(error).__name__}. "
-            "Replace the file (--download fetches the published one into an empty directory)"
+            f"{path} cannot be read as a {version} pickle: {error or type(error).__name__}. "
+            f"Replace the file{fetched if version == VERSION else ''}"
         ) from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__}; expected a dictionary")
-    return {_text(key): content[key] for key in content}
+    return {text_of(key): content[key] for key in content}
 
 
 def _unreadable(path: Path, error: OSError) -> str:
@@ -161,17 +85,6 @@ def _names_in(directory: Path) -> list[str]:
         return names_in(directory)
     except OSError:
         return []
-
-
-def _text(value: Any) -> str:
-    return value.decode("latin1") if isinstance(value, bytes) else str(value)
-
-
-def _numbers(path: Path, name: str, value: Any) -> NDArray[Any]:
-    try:
-        return value.values if isinstance(value, _Array) else np.asarray(value)
-    except ValueError as error:
-        raise DataError(f"{path}: {name!r} is not an array of numbers: {error}") from None
 
 
 def recognises(directory: Path) -> bool:
@@ -197,15 +110,56 @@ def read_cifar(directory: Path) -> Cifar:
         If a file is missing, damaged, refers to a foreign class, or has other contents.
     """
     path = directory / "train"
-    content = _read_pickle(path)
-    for key in ("data", "fine_labels"):
+    images, labels = read_file(path, "fine_labels")
+    with open(path, "rb") as file:
+        md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    return Cifar(
+        images=images,
+        labels=labels,
+        class_names=read_names(directory / "meta", "fine_label_names"),
+        published=md5 == _PUBLISHED_TRAIN_MD5,
+    )
+
+
+def read_as_wished(directory: Path, preprocessing: Preprocessing) -> Cifar:
+    """Read it as `read_cifar` does, and have it normalised and resized as the user asks."""
+    held = read_cifar(directory)
+    mean, std = preprocessing.normalisation(directory, held.images.shape[1])
+    return replace(held, images=preprocessing.resized(held.images), mean=mean, std=std)
+
+
+def read_file(
+    path: Path, labels_name: str, version: str = VERSION
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Read images and labels of one pickle.
+
+    Parameters
+    ----------
+    path : Path
+    labels_name : str
+        The key of the labels.
+    version : str
+        What the data set is called in messages.
+
+    Returns
+    -------
+    images : ndarray of uint8, shape (N, 3, 32, 32)
+    labels : ndarray of int64, shape (N,)
+
+    Raises
+    ------
+    DataError
+        If the file is missing, damaged, refers to a foreign class, or has other contents.
+    """
+    content = _read_pickle(path, version)
+    for key in ("data", labels_name):
         if key not in content:
             raise DataError(
-                f"{path} has no {key!r}; expected 'data' and 'fine_labels' (it has: "
+                f"{path} has no {key!r}; expected 'data' and {labels_name!r} (it has: "
                 f"{', '.join(sorted(content))})"
             )
-    data = _numbers(path, "data", content["data"])
-    labels = _numbers(path, "fine_labels", content["fine_labels"])
+    data = numbers_of(path, "data", content["data"])
+    labels = numbers_of(path, labels_name, content[labels_name])
     if data.ndim != 2 or data.shape[1] != np.prod(IMAGE_SHAPE) or data.dtype != np.uint8:
         raise DataError(
             f"{path}: 'data' has shape {data.shape} and dtype {data.dtype}; expected (N, 3072) "
@@ -215,28 +169,28 @@ def read_cifar(directory: Path) -> Cifar:
         raise DataError(f"{path} holds no samples")
     if labels.shape != (len(data),) or labels.dtype.kind not in "iu":
         raise DataError(
-            f"{path}: 'fine_labels' has shape {labels.shape} and dtype {labels.dtype}; expected "
+            f"{path}: {labels_name!r} has shape {labels.shape} and dtype {labels.dtype}; expected "
             f"one class index for each of the {len(data)} images"
         )
     if labels.min() < 0:
-        raise DataError(f"{path}: 'fine_labels' has {labels.min()}; expected indices from 0")
-    with open(path, "rb") as file:
-        md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    return Cifar(
-        images=np.ascontiguousarray(data).reshape(-1, *IMAGE_SHAPE),
-        labels=labels.astype(np.int64),
-        class_names=_class_names(directory / "meta"),
-        published=md5 == _PUBLISHED_TRAIN_MD5,
-    )
+        raise DataError(f"{path}: {labels_name!r} has {labels.min()}; expected indices from 0")
+    return np.ascontiguousarray(data).reshape(-1, *IMAGE_SHAPE), labels.astype(np.int64)
 
 
-def _class_names(meta: Path) -> tuple[str, ...]:
+def read_names(meta: Path, key: str, version: str = VERSION) -> tuple[str, ...]:
+    """Read the names of the classes, if there is a file with them.
+
+    Raises
+    ------
+    DataError
+        If it is damaged, refers to a foreign class, or has something else in their place.
+    """
     if not exists(meta, "data set file") and not leads_nowhere(meta):
         return ()
-    names = _read_pickle(meta).get("fine_label_names", [])
+    names = _read_pickle(meta, version).get(key, [])
     if not isinstance(names, list | tuple):
-        raise DataError(f"{meta}: 'fine_label_names' is {names!r:.60}; expected a list of names")
-    return tuple(map(_text, names))
+        raise DataError(f"{meta}: {key!r} is {names!r:.60}; expected a list of names")
+    return tuple(map(text_of, names))
 
 
 def download(directory: Path) -> None:

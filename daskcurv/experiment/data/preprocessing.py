@@ -1,0 +1,213 @@
+"""How the training run saw its images: what was done to them before the network."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from daskcurv.errors import DataError
+from daskcurv.experiment.data.dataset import Arrays
+
+log = logging.getLogger(__name__)
+
+_LARGEST = 1.5
+"""Of a mean or std on pixels scaled to 0 … 1, with room for unusual ones."""
+_PIECE = 32
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Normalisation and size of the images of a training run.
+
+    Attributes
+    ----------
+    mean, std : tuple of float
+        For each channel, or one for all: the normalisation, on pixels scaled to 0 … 1.
+    image_size : int, optional
+        Side of the squares to which images are resized; they stay as they are without.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        mean: float | Sequence[float] | None,
+        std: float | Sequence[float] | None,
+        image_size: int | None,
+    ) -> Preprocessing:
+        """Check what a user gives, before a large data set is read.
+
+        Raises
+        ------
+        DataError
+            If a value is missing or cannot be right.
+        """
+        if absent := [name for name, given in (("--mean", mean), ("--std", std)) if given is None]:
+            raise DataError(
+                f"{path} does not say how the training run normalised its images; give "
+                f"{' and '.join(absent)}: one value for each channel, or one for all, on pixels "
+                "scaled to 0 … 1"
+            )
+        if image_size is not None and image_size < 1:
+            raise DataError(
+                f"--image_size is {image_size}; expected a number of pixels, at least 1"
+            )
+        return cls(_checked("mean", mean), _checked("std", std), image_size)
+
+    def normalisation(
+        self, path: Path, channels: int
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and std of each channel.
+
+        Raises
+        ------
+        DataError
+            If there are other numbers of them than channels.
+        """
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, channels):
+                raise DataError(
+                    f"--{name} has {len(values)} values, but the images of {path} have "
+                    f"{channels} channel{'s' * (channels > 1)}; give {channels} values"
+                    f"{', or one for all channels' * (channels > 1)}"
+                )
+        mean, std = (v * channels if len(v) == 1 else v for v in (self.mean, self.std))
+        return mean, std
+
+    def arrays(
+        self,
+        path: Path,
+        images: NDArray[np.uint8],
+        labels: NDArray[Any],
+        class_names: tuple[str, ...] = (),
+    ) -> Arrays:
+        """Return the training set that a format has read.
+
+        Parameters
+        ----------
+        path : Path
+            For messages.
+        images : ndarray of uint8, shape (N, channels, height, width)
+            Not resized yet, or resized already.
+        labels : ndarray of integers, shape (N,)
+        class_names : tuple of str
+
+        Raises
+        ------
+        DataError
+            If images, labels and normalisation do not fit each other.
+        """
+        if not images.size:
+            raise DataError(f"{path} holds no images: their shape is {images.shape}")
+        if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+            raise DataError(
+                f"{path}: the labels have shape {labels.shape} and dtype {labels.dtype}; expected "
+                f"one class index, an integer, for each of the {len(images)} images"
+            )
+        if labels.min() < 0:
+            raise DataError(f"{path}: the labels have {labels.min()}; expected indices from 0")
+        mean, std = self.normalisation(path, images.shape[1])
+        return Arrays(
+            np.ascontiguousarray(self.resized(images)),
+            labels.astype(np.int64),
+            mean,
+            std,
+            class_names,
+        )
+
+    def resized(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return images of the wanted size; the same array if they have it.
+
+        Parameters
+        ----------
+        images : ndarray of uint8, shape (N, channels, height, width)
+        """
+        size = self.image_size
+        if size is None or images.shape[2:] == (size, size):
+            return images
+        resized = np.empty((*images.shape[:2], size, size), np.uint8)
+
+        def fill(ids: range) -> None:
+            for i in ids:
+                resized[i] = self.resized_image(images[i])
+
+        in_threads(fill, len(images), "resizing images")
+        return resized
+
+    def resized_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return one image of the wanted size.
+
+        Parameters
+        ----------
+        image : ndarray of uint8, shape (channels, height, width)
+        """
+        import torch
+
+        if self.image_size is None:
+            return image
+        # Always in the same layout of memory: torch has another kernel for another one.
+        pixels: NDArray[np.uint8] = self._resize(torch.tensor(np.ascontiguousarray(image))).numpy()
+        return pixels
+
+    @cached_property
+    def _resize(self) -> Callable[..., Any]:
+        from torchvision.transforms import v2
+
+        size = self.image_size
+        resize: Callable[..., Any] = v2.Compose(
+            [v2.Resize(size, v2.InterpolationMode.BILINEAR, antialias=True), v2.CenterCrop(size)]
+        )
+        return resize
+
+
+def in_threads(work: Callable[[range], None], count: int, description: str) -> None:
+    """Do something for each of many images, a few at a time, with a progress bar.
+
+    Parameters
+    ----------
+    work : callable
+        Takes the numbers of some images.
+    count : int
+        Of images.
+    description : str
+        Of the progress bar.
+    """
+    pieces = [range(start, min(start + _PIECE, count)) for start in range(0, count, _PIECE)]
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    try:
+        with tqdm(total=count, desc=description, unit=" images", disable=None) as bar:
+            for piece, _ in zip(pieces, pool.map(work, pieces), strict=True):
+                bar.update(len(piece))
+    finally:
+        # After an interruption, not for the rest of the images.
+        pool.shutdown(cancel_futures=True)
+
+
+def _checked(name: str, given: float | Sequence[float] | None) -> tuple[float, ...]:
+    values = tuple(map(float, np.atleast_1d(np.asarray(given, float))))
+    shown = " ".join(f"{value:g}" for value in values)
+    if not values or not all(map(math.isfinite, values)):
+        raise DataError(f"--{name} is {shown or 'empty'}; expected finite numbers")
+    if max(values) > _LARGEST:
+        raise DataError(
+            f"--{name} is {shown}: on the 0 … 255 scale? Give it on pixels scaled to 0 … 1 "
+            f"({' '.join(f'{value / 255:.4g}' for value in values)} if it is)"
+        )
+    if name == "std" and min(values) <= 0:
+        raise DataError(f"--std is {shown}; expected numbers above 0")
+    return values

@@ -29,8 +29,8 @@ from daskcurv.clusters.time_limit import TimeLimit
 from daskcurv.errors import CheckpointChangedError, ClusterError
 from daskcurv.estimators.scoring import SampleScores, Scorer
 from daskcurv.estimators.selection import has_fast_bfloat16
-from daskcurv.experiment.checkpoints import read_state_dict
 from daskcurv.experiment.experiment import Experiment
+from daskcurv.experiment.weight_files import read_state_dict
 from daskcurv.measures import Measure
 from daskcurv.runs.tasks import BlockResult, BlockTask, Declined
 from daskcurv.storage import schema

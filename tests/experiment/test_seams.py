@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from daskcurv.experiment.naming import Naming, discover
 from torch import nn
 
 from daskcurv import score_samples
@@ -20,7 +21,6 @@ from daskcurv.cli import main
 from daskcurv.clusters import ClusterOptions
 from daskcurv.config import EstimatorConfig
 from daskcurv.errors import ConfigError
-from daskcurv.experiment.checkpoints import Naming, discover
 from daskcurv.experiment.curriculum import Curriculum, Schedule
 from daskcurv.experiment.data import FORMATS, Arrays, Dataset, Format, read_dataset
 from daskcurv.experiment.experiment import Experiment

@@ -15,10 +15,11 @@ from tqdm import tqdm
 from daskcurv.errors import CheckpointError, DataError, StoreError
 from daskcurv.estimators.auto import MEDIAN_ERROR, WORST_ERROR
 from daskcurv.estimators.selection import reference
-from daskcurv.experiment.checkpoints import READERS, digest_and_damage, read_state_dict
+from daskcurv.experiment.checkpoints import READERS
 from daskcurv.experiment.data import Dataset
 from daskcurv.experiment.experiment import Experiment
 from daskcurv.experiment.identity import Recorded
+from daskcurv.experiment.weight_files import digest_and_damage, read_state_dict
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.integrity.digests import Damage
 
@@ -170,7 +171,7 @@ def recompute(
     with tqdm(total=count, desc="recomputing", unit=" samples", disable=None) as bar:
         for epoch, samples in sorted(chosen.items()):
             row = store.rows[epoch]
-            weights, sha256 = read_state_dict(checkpoints[epoch])
+            weights, sha256 = read_state_dict(checkpoints[epoch], experiment.payload)
             if sha256 != recorded[row]:
                 raise CheckpointError(
                     f"checkpoint {checkpoints[epoch]} is not the one that the results of epoch "

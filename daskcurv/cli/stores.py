@@ -119,8 +119,8 @@ def _verify(args: argparse.Namespace) -> int:
 def _has_its_origin(args: argparse.Namespace) -> bool:
     """Report whether the store's results are what its checkpoints give."""
     from daskcurv.audit import provenance
-    from daskcurv.experiment.checkpoints import discover
     from daskcurv.experiment.data import read_dataset
+    from daskcurv.experiment.naming import discover
     from daskcurv.storage import ResultsStore
 
     store = ResultsStore.open(args.store)

@@ -19,13 +19,14 @@ from daskcurv.estimators.auto import CHECK_SAMPLES
 from daskcurv.estimators.probes import GENERATOR
 from daskcurv.estimators.scoring import Scorer
 from daskcurv.estimators.selection import recorded_as
-from daskcurv.experiment.checkpoints import Checkpoint, check_weights, read_state_dict
+from daskcurv.experiment.checkpoints import Checkpoint, check_weights
 from daskcurv.experiment.curriculum import Curriculum, active_samples, held_out_split
 from daskcurv.experiment.data import Dataset
 from daskcurv.experiment.data.prepared import Prepared
 from daskcurv.experiment.identity import Recorded
 from daskcurv.experiment.networks import Network, network_of
 from daskcurv.experiment.payload import BARE, Payload
+from daskcurv.experiment.weight_files import read_state_dict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,11 +68,13 @@ class Steps:
         """Return, for each position in the class order, the first epoch at which it is active."""
         entering = self._starts(num_classes)
         late = (entering > 0) & (self.class_partition == "trained")
-        return np.maximum(np.where(late, entering + 1, entering) - self.ahead, 0)
+        active: NDArray[np.int64] = np.where(late, entering + 1, entering) - self.ahead
+        return np.maximum(active, 0)
 
     def first_epoch_trained(self, num_classes: int) -> NDArray[np.int64]:
         """Return, for each position in the class order, the first epoch that trained on it."""
-        return np.maximum(self._starts(num_classes) + 1 - self.ahead, 0)
+        trained: NDArray[np.int64] = np.maximum(self._starts(num_classes) + 1 - self.ahead, 0)
+        return trained
 
     def _starts(self, num_classes: int) -> NDArray[np.int64]:
         """Return after how many epochs the class at each position is added."""

@@ -29,8 +29,8 @@ from daskcurv.clusters.time_limit import TimeLimit
 from daskcurv.errors import CheckpointChangedError, ClusterError
 from daskcurv.estimators.scoring import SampleScores, Scorer
 from daskcurv.estimators.selection import has_fast_bfloat16
-from daskcurv.experiment.checkpoints import read_state_dict
 from daskcurv.experiment.experiment import Experiment
+from daskcurv.experiment.weight_files import read_state_dict
 from daskcurv.measures import Measure
 from daskcurv.runs.tasks import BlockResult, BlockTask, Declined
 from daskcurv.storage import schema
@@ -186,7 +186,12 @@ class Worker:
                 self._set_batch_size(self._scorer, experiment.first_active(task.epoch))
             self._scorer_of = task.epoch, task.sha256
         if task.following and (self._ahead is None or self._ahead[0] != task.following):
-            self._ahead = task.following, self._reader.submit(read_state_dict, task.following)
+            self._ahead = (
+                task.following,
+                self._reader.submit(
+                    read_state_dict, task.following, self.context.experiment.payload
+                ),
+            )
         return self._scorer
 
     def _set_batch_size(self, scorer: Scorer, ids: NDArray[np.int64]) -> None:
@@ -214,7 +219,7 @@ class Worker:
         ahead, self._ahead = self._ahead, None
         if ahead and ahead[0] == checkpoint:
             return ahead[1].result()
-        return read_state_dict(checkpoint)
+        return read_state_dict(checkpoint, self.context.experiment.payload)
 
 
 def _block_values(

@@ -174,7 +174,8 @@ def choose_epochs(options: LaunchOptions, available: Iterable[int]) -> list[int]
     missing = [epoch for epoch in wanted if epoch not in available]
     if missing and not options.skip_missing:
         raise CheckpointError(
-            f"{place} has no checkpoint of experiment index {options.experiment_index} for {len(missing)} of {len(wanted)} epochs: "
+            f"{place} has no checkpoint of experiment index {options.experiment_index} for "
+            f"{len(missing)} of {len(wanted)} epochs: "
             f"{', '.join(map(str, missing))}. Name other --epochs (or all), or add --skip_missing"
         )
     if missing:

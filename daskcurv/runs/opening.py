@@ -121,6 +121,7 @@ def check_checkpoints(experiment: Experiment, store: ResultsStore | None) -> lis
             experiment.network,
             _recorded(store) if store else {},
             on_done=lambda _: bar.update(),
+            payload=experiment.payload,
         )
 
 

@@ -17,8 +17,8 @@ from daskcurv.cli import main
 from daskcurv.clusters.local import visible_gpus
 from daskcurv.demo import FLIPPED_FRACTION, LAST_EPOCH, SPEC
 from daskcurv.estimators.selection import has_fast_bfloat16
-from daskcurv.experiment.checkpoints import read_state_dict
 from daskcurv.experiment.data.cifar import read_cifar
+from daskcurv.experiment.weight_files import read_state_dict
 from daskcurv.storage.attributes import identity_of
 
 

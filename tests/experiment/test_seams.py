@@ -20,7 +20,6 @@ from daskcurv.cli import main
 from daskcurv.clusters import ClusterOptions
 from daskcurv.config import EstimatorConfig
 from daskcurv.errors import ConfigError, DataError
-from daskcurv.experiment.checkpoints import Naming, discover
 from daskcurv.experiment.curriculum import Curriculum, Schedule
 from daskcurv.experiment.data import (
     FORMATS,
@@ -31,6 +30,7 @@ from daskcurv.experiment.data import (
     read_dataset,
 )
 from daskcurv.experiment.experiment import Experiment
+from daskcurv.experiment.naming import Naming, discover
 from daskcurv.experiment.networks import Factory, network_of
 from daskcurv.runs.launch import launch_experiment
 from daskcurv.runs.options import LaunchOptions

@@ -20,10 +20,10 @@ CLASSES, SAMPLES = 4, 40
 
 def brightness(classes: int) -> nn.Module:
     """Output c is the brightness of channel c."""
-    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(classes, classes))
-    nn.init.eye_(network[2].weight)
-    nn.init.zeros_(network[2].bias)
-    return network
+    head = nn.Linear(classes, classes)
+    nn.init.eye_(head.weight)
+    nn.init.zeros_(head.bias)
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
 
 
 @pytest.fixture

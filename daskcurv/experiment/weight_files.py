@@ -1,0 +1,228 @@
+"""One file of weights: read, hashed, compared with its checksums, and loaded without running it.
+
+Files of ``torch.save`` are read with ``weights_only=True``, which refuses any pickled class that is
+not a tensor container, and with plain data beside the weights (`_plain`). Each record of the file
+is compared with its CRC-32, which loading does not do. Files of safetensors have neither classes
+nor checksums.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import pickletools
+import re
+import threading
+import zipfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from daskcurv.errors import CheckpointError
+from daskcurv.experiment.payload import BARE, Payload, weights_in
+from daskcurv.places import leads_nowhere
+
+SAFETENSORS = ".safetensors"
+"""How the names of safetensors files end."""
+
+_one_at_a_time = threading.Lock()
+"""What PyTorch may load is one list of the whole process."""
+
+
+def read_file(path: Path) -> bytes:
+    """Return the contents of a checkpoint file.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def check_records(data: bytes) -> None:
+    """Compare each record of a checkpoint file with its CRC-32.
+
+    Files of the format before PyTorch 1.6 have none. Files that were written with
+    ``torch.serialization.set_crc32_options(False)`` have zeros for all of them; both pass.
+
+    Parameters
+    ----------
+    data : bytes
+        Contents of the file.
+
+    Raises
+    ------
+    zipfile.BadZipFile
+        Naming the first record that is damaged.
+    """
+    if not data.startswith(b"PK"):
+        return
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if not any(record.CRC for record in archive.infolist()):
+            return
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"its record {damaged} does not have the recorded CRC-32")
+
+
+def digest_and_damage(path: Path) -> tuple[str, str]:
+    """Read a checkpoint file; return its digest and any damage that can be detected.
+
+    Returns
+    -------
+    sha256 : str
+    damage : str
+        The problem of the file; empty if no damage is found.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be read.
+    """
+    data = read_file(path)
+    try:
+        check_records(data)
+    except Exception as error:
+        # A damaged directory of the archive can make zipfile fail in any way.
+        return hashlib.sha256(data).hexdigest(), str(error) or repr(error)
+    return hashlib.sha256(data).hexdigest(), ""
+
+
+def read_state_dict(path: Path, payload: Payload = BARE) -> tuple[dict[str, Tensor], str]:
+    """Read a checkpoint file once, for its weights and its digest.
+
+    Parameters
+    ----------
+    path : Path
+    payload : Payload
+        Where the weights are in it; by default it is a bare state dict.
+
+    Returns
+    -------
+    state_dict : dict of Tensor
+    sha256 : str
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be read, is damaged, or has no state dict of dense tensors there.
+    """
+    content, sha256 = read_content(path)
+    return weights_in(content, payload, path), sha256
+
+
+def read_content(path: Path) -> tuple[Any, str]:
+    """Read a checkpoint file once, for all that it holds and its digest.
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be read, is damaged, or has more than tensors and plain data.
+    """
+    data = read_file(path)
+    try:
+        if path.suffix == SAFETENSORS:
+            content: Any = safetensors.torch.load(data)
+        else:
+            check_records(data)
+            content = _loaded(data)
+    except Exception as error:
+        # Damaged files fail inside zipfile, pickle or the storage reader, each in its own way.
+        text = str(error).strip() or repr(error)
+        # The exception's first lines advise to load the file unsafely; what matters comes later.
+        foreign = re.search(r"GLOBAL (\S+)", text)
+        if foreign and (conversion := _conversion(data, path)):
+            raise CheckpointError(
+                f"checkpoint {path} holds a pickled network ({foreign[1]}), which is code to run, "
+                f"not a state dict. If you trust the file, convert it where the class is defined: "
+                f"{conversion}"
+            ) from error
+        reason = f"it tries to import {foreign[1]}" if foreign else text.splitlines()[0]
+        raise CheckpointError(
+            f"checkpoint {path} ({len(data)} bytes) is cut short, damaged, or not a bare state "
+            f"dict; copy it again from the original ({reason})"
+        ) from error
+    return content, hashlib.sha256(data).hexdigest()
+
+
+def _loaded(data: bytes) -> Any:
+    """Return what a file of ``torch.save`` holds: tensors and plain data, never anything run."""
+
+    def load() -> Any:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+    try:
+        return load()
+    except Exception as error:
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        if not foreign or foreign[1] not in _plain():
+            raise
+    with _one_at_a_time:
+        # What the program around this one allowed stays allowed.
+        allowed = torch.serialization.get_safe_globals()
+        added: list[Any] = [
+            (kind, name) for name, kind in _plain().items() if (kind, name) not in allowed
+        ]
+        with torch.serialization.safe_globals(added):
+            return load()
+
+
+@cache
+def _plain() -> dict[str, Callable[..., Any]]:
+    """Return what plain data are pickled as, by name: NumPy's numbers and arrays, and options."""
+    numbers = "?bBhHiIlLqQefdFDSU"
+    classes: list[type] = [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in numbers}]
+    plain: dict[str, Callable[..., Any]] = {f"{c.__module__}.{c.__name__}": c for c in classes}
+    functions = (np._core.multiarray.scalar, np._core.multiarray._reconstruct)  # type: ignore[attr-defined]
+    for function in functions:
+        # NumPy 1 called the module something else.
+        for module in ("numpy._core.multiarray", "numpy.core.multiarray"):
+            plain[f"{module}.{function.__name__}"] = function
+    return {**plain, "argparse.Namespace": argparse.Namespace}
+
+
+def _conversion(data: bytes, path: Path) -> str:
+    """Return the line that makes a state dict of a pickled network, or nothing if it is none."""
+    try:
+        pickled = _pickle_in(data)
+        operations = pickletools.genops(pickled)
+        first = next(str(name or op.name) for op, name, _ in operations if op.name != "PROTO")
+    except Exception:
+        # Of damage, the error of loading says enough.
+        return ""
+    # What every torch.nn.Module is pickled with.
+    if not all(word in pickled for word in (b"_parameters", b"_buffers", b"_modules")):
+        return ""
+    nested = first.startswith(("EMPTY_", "collections"))
+    where = '["KEY OF THE NETWORK"]' if nested else ""
+    new = path.with_name(f"{path.stem}-weights.pt").name
+    return f'torch.save(torch.load("{path}", weights_only=False){where}.state_dict(), "{new}")'
+
+
+def _pickle_in(data: bytes) -> bytes:
+    """Return the pickle of the saved object in a file of ``torch.save``, without loading it."""
+    if data.startswith(b"PK"):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            name = next(one for one in archive.namelist() if one.endswith("/data.pkl"))
+            return archive.read(name)
+    file = io.BytesIO(data)
+    for _ in range(3):  # a magic number, the version and the machine come first
+        for _ in pickletools.genops(file):
+            pass
+    return data[file.tell() :]
+
+
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    """Return the error for a file that cannot be read."""
+    reason = leads_nowhere(path) or error.strerror
+    return CheckpointError(f"checkpoint {path} cannot be read: {reason}")

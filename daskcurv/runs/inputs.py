@@ -14,7 +14,7 @@ from daskcurv.estimators.selection import resolve
 from daskcurv.experiment.data import Dataset, cifar, read_dataset
 from daskcurv.experiment.experiment import Experiment
 from daskcurv.experiment.identity import Recorded
-from daskcurv.experiment.naming import Naming, discover, find
+from daskcurv.experiment.naming import discover
 from daskcurv.experiment.networks import Factory, Network
 from daskcurv.experiment.payload import BARE, Payload, find_payload, weights_in
 from daskcurv.experiment.resnet18 import ModelSpec
@@ -83,6 +83,8 @@ def found_checkpoints(options: LaunchOptions) -> dict[int, Path]:
     """Return the files of the weights by epoch, of all epochs."""
     if options.checkpoints is None:
         return discover(options.model_dir, options.experiment_index)
+    from daskcurv.experiment.naming import Naming, find
+
     return find(*Naming.of(options.checkpoints))
 
 

@@ -24,7 +24,7 @@ from daskcurv.experiment.curriculum import Curriculum, active_samples, held_out_
 from daskcurv.experiment.data import Dataset
 from daskcurv.experiment.data.prepared import Prepared
 from daskcurv.experiment.identity import Recorded
-from daskcurv.experiment.networks import Network, network_of
+from daskcurv.experiment.networks import Factory, Network, network_of, outputs_of
 from daskcurv.experiment.payload import BARE, Payload
 from daskcurv.experiment.weight_files import read_state_dict
 
@@ -157,6 +157,14 @@ class Experiment:
                 f"{data} has label {largest}, but the network of {weights} has {outputs} outputs; "
                 "data set and checkpoints do not belong together"
             )
+        if isinstance(self.network, Factory):
+            image = self.dataset.normalise(self.dataset.images[:1])
+            given = outputs_of(self.network.build(), image, self.network.factory)
+            if given != outputs:
+                raise ConfigError(
+                    f"the network {self.network.factory} cannot be used: it has {given} outputs "
+                    f"for an image, not the {outputs} that are stated"
+                )
         if sorted(self.curriculum.order) != list(range(outputs)):
             raise ConfigError(
                 f"the class order has {len(self.curriculum.order)} entries; expected each of the "

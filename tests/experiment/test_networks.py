@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
-from torch import nn
 
+from daskcurv.config import EstimatorConfig
 from daskcurv.errors import ConfigError
+from daskcurv.experiment.curriculum import Curriculum
+from daskcurv.experiment.data import Arrays
+from daskcurv.experiment.experiment import Experiment
 from daskcurv.experiment.networks import Factory, network_of
+from daskcurv.experiment.schedules import Steps
 
 IMAGE = torch.zeros(1, 3, 32, 32)
 
@@ -27,7 +33,8 @@ class Sizes:
     hidden: int = 8
 
 def net(classes=10, hidden=Sizes().hidden):
-    return nn.Sequential(nn.Flatten(), nn.Linear(3072, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+    head = nn.Linear(hidden, classes)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, hidden), nn.ReLU(), head)
 
 class Pair(nn.Module):
     def forward(self, images):
@@ -97,7 +104,7 @@ def test_a_file_that_has_changed_is_refused(net):
         (
             "net.py:Pair",
             {},
-            "returns tuple for one image; expected logits of shape (1, C). Write a",
+            "returns tuple for one image; expected logits of shape (1, C)",
         ),
         ("net.py:pixels", {}, "returns (1, 3, 32, 32) for one image; expected logits"),
     ],
@@ -116,4 +123,13 @@ def test_a_network_for_other_images_is_refused(net):
 
 def test_the_number_of_outputs_is_compared_with_what_the_network_gives(net):
     network = Factory.named(f"{net}:net", {"classes": 5}, IMAGE)
-    assert isinstance(network.build(), nn.Module)
+    images = np.zeros((2, 3, 32, 32), np.uint8)
+    experiment = Experiment(
+        dataset=Arrays(images, np.arange(2), mean=(0.5,) * 3, std=(0.2,) * 3),
+        checkpoints={},
+        network=replace(network, num_classes=4),
+        curriculum=Curriculum((0, 1, 2, 3), Steps((0,), (4,))),
+        estimator=EstimatorConfig(),
+    )
+    with pytest.raises(ConfigError, match="it has 5 outputs for an image, not the 4 that are"):
+        experiment.check()

@@ -15,9 +15,9 @@ from daskcurv.experiment.curriculum import Curriculum
 from daskcurv.experiment.data import cifar, read_dataset
 from daskcurv.experiment.experiment import Experiment
 from daskcurv.experiment.identity import Recorded
-from daskcurv.experiment.naming import discover
 from daskcurv.experiment.networks import Network
 from daskcurv.experiment.resnet18 import ModelSpec
+from daskcurv.experiment.search import discover
 from daskcurv.experiment.weight_files import read_state_dict
 from daskcurv.places import check_writable, exists, place_for
 from daskcurv.runs.options import LaunchOptions, parse_epochs

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from daskcurv.experiment.naming import discover
 
 from daskcurv.audit.provenance import checkpoint_damage, disagreement, recompute
 from daskcurv.cli import main
 from daskcurv.errors import StoreError
 from daskcurv.experiment.data.cifar import read_cifar
+from daskcurv.experiment.search import discover
 from daskcurv.storage import ResultsStore
 from tests.support.builders import make_model, write_checkpoints, write_cifar
 from tests.support.project import Project

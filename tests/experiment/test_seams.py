@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from daskcurv.experiment.naming import Naming, discover
 from torch import nn
 
 from daskcurv import score_samples
@@ -24,7 +23,9 @@ from daskcurv.errors import ConfigError
 from daskcurv.experiment.curriculum import Curriculum, Schedule
 from daskcurv.experiment.data import FORMATS, Arrays, Dataset, Format, read_dataset
 from daskcurv.experiment.experiment import Experiment
+from daskcurv.experiment.naming import Naming
 from daskcurv.experiment.networks import Factory, network_of
+from daskcurv.experiment.search import discover
 from daskcurv.runs.launch import launch_experiment
 from daskcurv.runs.options import LaunchOptions
 from daskcurv.storage import ResultsStore

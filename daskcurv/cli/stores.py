@@ -120,7 +120,7 @@ def _has_its_origin(args: argparse.Namespace) -> bool:
     """Report whether the store's results are what its checkpoints give."""
     from daskcurv.audit import provenance
     from daskcurv.experiment.data import read_dataset
-    from daskcurv.experiment.naming import discover
+    from daskcurv.experiment.search import discover
     from daskcurv.storage import ResultsStore
 
     store = ResultsStore.open(args.store)

@@ -1,16 +1,31 @@
-"""How weight files are named, and those of a training run found by their names."""
+"""How a training run names its weight files: patterns of names and paths.
+
+A pattern is a name, or a path below a directory, in which ``{epoch}``, ``{step}``, ``{task}`` and
+``{experiment}`` (or ``{run}``) stand for numbers and ``*`` for anything in one part of the path.
+``{epoch:03d}`` is the same as ``{epoch}``: numbers are read with whatever zeros before them.
+"""
 
 from __future__ import annotations
 
-import logging
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
-from daskcurv.errors import CheckpointError, ConfigError
-from daskcurv.places import listed, names_in
+from daskcurv.errors import ConfigError
 
-log = logging.getLogger(__name__)
+_PLACEHOLDER = re.compile(r"\{(?P<kind>\w+)(?::[^{}]*)?\}|\*")
+
+_NUMBERS = ("epoch", "step", "task", "experiment")
+
+_VARIANTS = {"order": r"\w+", "percent": r"\d{1,3}(?:\.\d{1,9})?"}
+"""What later names of the first training run say besides numbers."""
+
+_SYNONYMS = {"run": "experiment"}
+
+Values = Mapping[str, int | str]
+"""What a name says, by placeholder."""
 
 
 @dataclass(frozen=True)
@@ -20,27 +35,42 @@ class Naming:
     Attributes
     ----------
     patterns : tuple of str
-        Names with ``{epoch}``, and ``{experiment}`` if several runs share a directory.
+        Names with ``{epoch}``, or ``{step}`` where there are no epochs, and ``{experiment}`` if
+        several runs share a directory.
     alike : str
         Regular expression that finds experiment and epoch in names that are spelled differently, or
         have something added; by default such names are not looked for.
+    later : tuple of str
+        Patterns for files that have none of those names.
     """
 
     patterns: tuple[str, ...]
     alike: str = "(?!)"
+    later: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for pattern in self.patterns:
-            if pattern.count("{epoch}") != 1 or pattern.count("{experiment}") > 1:
-                raise ConfigError(
-                    f"the name pattern {pattern!r} has to have {{epoch}} once, and {{experiment}} "
-                    "at most once"
-                )
+        for pattern in (*self.patterns, *self.later):
+            _check(pattern)
+
+    @classmethod
+    def of(cls, pattern: str) -> tuple[Path, Naming]:
+        """Return the directory that a path pattern starts from, and the naming below it.
+
+        Raises
+        ------
+        ConfigError
+            If the pattern cannot be used.
+        """
+        parts = Path(pattern).expanduser().parts
+        fixed = next((n for n, part in enumerate(parts) if _PLACEHOLDER.search(part)), len(parts))
+        if fixed == len(parts):
+            _check(pattern)
+        return Path(*parts[:fixed]), cls(("/".join(parts[fixed:]),))
 
     def example(self, experiment_index: int | str, epoch: int | str) -> str:
         """Return the name of a file."""
-        name = self.patterns[0].replace("{experiment}", str(experiment_index))
-        return name.replace("{epoch}", str(epoch))
+        values = {"experiment": experiment_index, "epoch": epoch}
+        return filled(self.patterns[0], values)
 
     def parse(self, name: str, experiment_index: int) -> tuple[int, int] | None:
         """Return the experiment and the epoch that a name stands for, or None if for none.
@@ -48,80 +78,114 @@ class Naming:
         A name that does not say its experiment is of any.
         """
         for pattern in self.patterns:
-            expression = re.escape(pattern).replace(r"\{epoch\}", r"(?P<epoch>\d{1,9})")
-            expression = expression.replace(r"\{experiment\}", r"(?P<experiment>\d{1,9})")
-            if match := re.fullmatch(expression, name):
-                found = match.groupdict()
-                return int(found.get("experiment", experiment_index)), int(found["epoch"])
+            if (found := values_in(name, pattern)) is not None:
+                return int(found.get("experiment", experiment_index)), number_of(found)
         return None
+
+
+def number_of(values: Values) -> int:
+    """Return the epoch that a name says, or the step if it says none."""
+    return int(values["epoch"] if "epoch" in values else values["step"])
+
+
+def is_fixed(component: str) -> bool:
+    """Return whether a part of a pattern stands for one name only."""
+    return not _PLACEHOLDER.search(component)
+
+
+def values_in(name: str, component: str) -> Values | None:
+    """Return what a name says, read with a pattern without directories; None if it does not fit."""
+    if not (match := _expression(component).fullmatch(name)):
+        return None
+    found = match.groupdict()
+    return {kind: int(text) if kind in _NUMBERS else text for kind, text in found.items()}
+
+
+def filled(pattern: str, values: Values) -> str:
+    """Return a pattern with values in place of their placeholders; others stay as they are."""
+
+    def fill(match: re.Match[str]) -> str:
+        return str(values.get(_kind(match), match[0]))
+
+    return _PLACEHOLDER.sub(fill, pattern)
+
+
+def narrowed(pattern: str, values: Values) -> str:
+    """Return the pattern of the files that are like one of its files in all but numbers."""
+    return filled(pattern, {kind: values[kind] for kind in _VARIANTS if kind in values})
+
+
+def has_variants(pattern: str) -> bool:
+    """Return whether a pattern stands for files that differ in more than numbers."""
+    return any(kind in _VARIANTS for kind in _kinds(pattern))
+
+
+def _kind(match: re.Match[str]) -> str:
+    """Return what a placeholder stands for; nothing is anything."""
+    kind = match["kind"] or ""
+    return _SYNONYMS.get(kind, kind)
+
+
+def _kinds(pattern: str) -> Iterator[str]:
+    return (_kind(match) for match in _PLACEHOLDER.finditer(pattern))
+
+
+@lru_cache
+def _expression(component: str) -> re.Pattern[str]:
+    """Return the regular expression for a pattern without directories."""
+    written = ""
+    end, before = 0, ""
+    for match in _PLACEHOLDER.finditer(component):
+        written += re.escape(component[end : match.start()])
+        kind = _kind(match)
+        if not kind:
+            # As in a shell, names that begin with a dot are not meant.
+            written += "[^/]*" if match.start() else r"(?!\.)[^/]*"
+        elif kind in _VARIANTS:
+            written += f"(?P<{kind}>{_VARIANTS[kind]})"
+        else:
+            # A number beside a * is whole: the * has none of its digits.
+            start = r"(?<!\d)" if before == "*" and match.start() == end else ""
+            stop = r"(?!\d)" if component[match.end() :].startswith("*") else ""
+            written += rf"{start}(?P<{kind}>\d{{1,9}}){stop}"
+        end, before = match.end(), match[0]
+    return re.compile(written + re.escape(component[end:]))
+
+
+def _check(pattern: str) -> None:
+    """Raise `ConfigError` if a pattern cannot be used."""
+    kinds = [kind for kind in _kinds(pattern) if kind]
+    for kind in kinds:
+        if kind not in (*_NUMBERS, *_VARIANTS):
+            raise ConfigError(
+                f"the name pattern {pattern!r} has {{{kind}}}; expected {{epoch}}, {{step}}, "
+                "{task}, {experiment} (or {run}), and * for anything else"
+            )
+    counted = "epoch" if "epoch" in kinds else "step"
+    if kinds.count(counted) != 1 or len(set(kinds)) < len(kinds):
+        raise ConfigError(
+            f"the name pattern {pattern!r} has to have {{epoch}} once (or {{step}}, if its files "
+            "are named by steps), and {task} and {experiment} at most once; where a number is "
+            "repeated, write *"
+        )
+    if "**" in pattern or re.search(r"\}\{", pattern):
+        raise ConfigError(
+            f"the name pattern {pattern!r} has two placeholders side by side, so that it is not "
+            "clear where one ends; expected something between them. * stands for one part of a "
+            "path; write */* for two"
+        )
 
 
 INCREMENTAL_CIFAR = Naming(
     ("index-{experiment}_epoch-{epoch}.pt", "checkpoint_index-{experiment}_epoch-{epoch}.pt"),
     alike=r"(?i)index\D{0,3}(\d{1,9})\D{1,3}epoch\D{0,3}(\d{1,9})",
+    later=(
+        "checkpoint_{order}_task-{task}_epoch-{epoch}.pt",
+        "checkpoint_original_index-{experiment}_epoch-{epoch}.pt",
+        "checkpoint_{percent}pct_index-{experiment}_epoch-{epoch}.pt",
+    ),
 )
-"""The older and the newer names of the training run that the documentation describes."""
+"""The names of the training run that the documentation describes, of all its versions.
 
-
-def discover(
-    model_dir: Path, experiment_index: int, naming: Naming = INCREMENTAL_CIFAR
-) -> dict[int, Path]:
-    """Find an experiment's checkpoints.
-
-    Parameters
-    ----------
-    model_dir : Path
-    experiment_index : int
-    naming : Naming
-
-    Returns
-    -------
-    dict
-        File by epoch, in the order of epochs.
-
-    Raises
-    ------
-    CheckpointError
-        If the directory cannot be read or two files claim one epoch.
-    """
-    try:
-        names = names_in(model_dir)
-    except OSError as error:
-        raise CheckpointError(
-            f"model directory {model_dir} cannot be read ({error.strerror}); point --model_dir at "
-            f"the directory that holds {naming.example('…', '…')}"
-        ) from error
-    found: dict[int, Path] = {}
-    others = set()
-    alike: dict[int, str] = {}
-    for name in names:
-        parsed = naming.parse(name, experiment_index)
-        if parsed is None:
-            if (other := re.search(naming.alike, name)) and int(other[1]) == experiment_index:
-                alike[int(other[2])] = name
-            continue
-        index, epoch = parsed
-        if index != experiment_index:
-            others.add(index)
-            continue
-        if epoch in found:
-            raise CheckpointError(
-                f"{model_dir} has two files for epoch {epoch}: {found[epoch].name} and {name}; "
-                "remove or move one"
-            )
-        found[epoch] = model_dir / name
-    if unused := sorted(alike.keys() - found.keys()):
-        log.warning(
-            "%s has files that look like checkpoints of other epochs but are not named "
-            "%s; they are not used: %s. Rename those that are checkpoints",
-            model_dir,
-            naming.example(experiment_index, "…"),
-            listed([alike[epoch] for epoch in unused]),
-        )
-    if not found:
-        hint = f"; it has index {', '.join(map(str, sorted(others)))}" if others else ""
-        raise CheckpointError(
-            f"{model_dir} has no checkpoint of experiment index {experiment_index}{hint}; expected "
-            f"files like {naming.example(experiment_index, 0)}"
-        )
-    return dict(sorted(found.items()))
+Where a name has a task, epochs count from 0 within it.
+"""

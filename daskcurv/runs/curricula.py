@@ -18,6 +18,9 @@ log = logging.getLogger(__name__)
 NONE = "none"
 """Of `LaunchOptions.class_schedule`: all classes from the start."""
 
+NEVER = 10**9
+"""An epoch that no training run comes to."""
+
 BY_LABEL = "the order of the labels"
 
 
@@ -51,6 +54,11 @@ def _schedule(options: LaunchOptions, num_classes: int) -> Schedule | Steps:
     schedule, partition = options.schedule, options.schedule.class_partition
     ahead = int(options.epoch_means == "last")
     steps: Steps | None = None
+    if options.task is not None:
+        count = schedule.num_active(options.task * schedule.class_frequency + 1, num_classes)
+        # The others are never added.
+        later = {NEVER: num_classes} if count < num_classes else {}
+        return Steps((0, *later), (count, *later.values()), partition, ahead)
     if options.class_schedule == NONE:
         steps = Steps((0,), (num_classes,), partition)
     elif options.class_schedule is not None:

@@ -14,10 +14,11 @@ from daskcurv.estimators.selection import resolve
 from daskcurv.experiment.data import Dataset, cifar, read_dataset
 from daskcurv.experiment.experiment import Experiment
 from daskcurv.experiment.identity import Recorded
-from daskcurv.experiment.naming import discover
+from daskcurv.experiment.naming import Naming
 from daskcurv.experiment.networks import Factory, Network
 from daskcurv.experiment.payload import BARE, Payload, find_payload, weights_in
 from daskcurv.experiment.resnet18 import ModelSpec
+from daskcurv.experiment.search import discover, find
 from daskcurv.experiment.weight_files import read_content
 from daskcurv.places import check_writable, exists, place_for
 from daskcurv.runs.curricula import curriculum_of
@@ -82,10 +83,9 @@ def experiment_of(options: LaunchOptions) -> Experiment:
 def found_checkpoints(options: LaunchOptions) -> dict[int, Path]:
     """Return the files of the weights by epoch, of all epochs."""
     if options.checkpoints is None:
-        return discover(options.model_dir, options.experiment_index)
-    from daskcurv.experiment.naming import Naming, find
-
-    return find(*Naming.of(options.checkpoints))
+        return discover(options.model_dir, options.experiment_index, task=options.task)
+    root, naming = Naming.of(options.checkpoints)
+    return find(root, naming, experiment=options.experiment_index, task=options.task)
 
 
 def _numbers(name: str, text: str | None) -> list[float] | None:

@@ -50,6 +50,11 @@ class LaunchOptions:
         "files of the weights, such as 'runs/net-{epoch}.pt', quoted; * stands for anything "
         "(default: the names of the documented run, in model_dir)",
     )
+    task: int | None = setting(
+        None,
+        "which task, where every task has files of its own and its epochs count from 0; its "
+        "classes are active throughout",
+    )
     weights_key: str | None = setting(
         None, "where the weights are in a file, such as state_dict (default: found)"
     )

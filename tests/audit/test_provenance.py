@@ -15,7 +15,7 @@ from daskcurv.audit.provenance import checkpoint_damage, disagreement, recompute
 from daskcurv.cli import main
 from daskcurv.errors import StoreError
 from daskcurv.experiment.data.cifar import read_cifar
-from daskcurv.experiment.naming import discover
+from daskcurv.experiment.search import discover
 from daskcurv.storage import ResultsStore
 from tests.support.builders import make_model, write_checkpoints, write_cifar
 from tests.support.project import Project

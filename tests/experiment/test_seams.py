@@ -30,8 +30,9 @@ from daskcurv.experiment.data import (
     read_dataset,
 )
 from daskcurv.experiment.experiment import Experiment
-from daskcurv.experiment.naming import Naming, discover
+from daskcurv.experiment.naming import Naming
 from daskcurv.experiment.networks import Factory, network_of
+from daskcurv.experiment.search import discover
 from daskcurv.runs.launch import launch_experiment
 from daskcurv.runs.options import LaunchOptions
 from daskcurv.storage import ResultsStore

@@ -91,7 +91,8 @@ def _table(file: Path) -> pa.Table:
         with parquet.ParquetFile(file) as opened:
             there = opened.schema_arrow.names
             wanted = [_one_of(file, columns, there) for columns in (IMAGES, LABELS)]
-            return opened.read(columns=wanted)
+            # The columns come in the file's order, whatever was asked for.
+            return opened.read(columns=wanted).select(wanted)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file} cannot be read as Parquet: {error}. Replace the file") from error
 

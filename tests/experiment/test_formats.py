@@ -395,6 +395,17 @@ def test_a_class_may_be_called_train(tmp_path):
     assert read(tmp_path).class_names == ("car", "train")
 
 
+@pytest.mark.parametrize("names", [("val", "Test"), ("train", "val")])
+def test_parts_of_a_data_set_are_not_taken_for_classes(tmp_path, names):
+    for name in names:
+        (tmp_path / name).mkdir()
+        as_pillow(samples(1)[0][0]).save(tmp_path / name / "1.png")
+    message = refusal(tmp_path)
+    assert f"the directories of {tmp_path} are parts of a data set by their names" in message
+    assert ", ".join(sorted(names)) in message
+    assert "Point --data_path at the one with the class folders of the training set" in message
+
+
 def test_grey_among_colour_becomes_colour(tmp_path):
     images, labels = samples(2, channels=1)
     write_folders(tmp_path, images, labels)
@@ -697,6 +708,16 @@ def test_of_several_tables_those_of_the_training_set_are_read_and_it_is_said(tmp
         read(write_shards(tmp_path, IMAGES, LABELS))
     assert "the training set is in train*; not read: test-00000-of-00001.parquet" in caplog.text
     assert "6 images in train-00000-of-00002.parquet, train-00001-of-00002" in caplog.text
+
+
+def test_tables_of_other_parts_are_not_taken_for_the_training_set(tmp_path):
+    write_shards(tmp_path, IMAGES, LABELS)
+    for path in tmp_path.glob("train*"):
+        path.unlink()
+    message = refusal(tmp_path)
+    assert f"{tmp_path} has test-00000-of-00001.parquet, but no file of a training set" in message
+    assert "point --data_path at one file" in message
+    assert len(read(tmp_path / "test-00000-of-00001.parquet")) == 3
 
 
 @pytest.mark.parametrize("noted", ["[]", "{}", "no json", '{"info": {"features": {"label": 3}}}'])

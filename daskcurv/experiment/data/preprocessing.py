@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -18,8 +17,6 @@ from tqdm import tqdm
 
 from daskcurv.errors import DataError
 from daskcurv.experiment.data.dataset import Arrays
-
-log = logging.getLogger(__name__)
 
 _LARGEST = 1.5
 """Of a mean or std on pixels scaled to 0 … 1, with room for unusual ones."""

@@ -71,6 +71,9 @@ def decode(
     DataError
         If images cannot be decoded, or have several sizes that are not to be changed.
     """
+    from PIL import Image
+
+    Image.init()  # Loads its decoders: not in several threads at once.
     failures: dict[int, str] = {}
     headers: dict[int, _Header] = {}
 

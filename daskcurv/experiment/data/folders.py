@@ -17,6 +17,8 @@ from daskcurv.places import listed
 
 log = logging.getLogger(__name__)
 
+_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
+
 
 def recognises(path: Path) -> bool:
     """Return whether a path has directories with images, or its ``train`` has."""
@@ -37,13 +39,20 @@ def read(path: Path, preprocessing: Preprocessing) -> Arrays:
     Raises
     ------
     DataError
-        If a class has no images, a directory cannot be listed, or the images cannot be used.
+        If a class has no images, a directory cannot be listed, the directories are parts of a data
+        set rather than classes, or the images cannot be used.
     """
     root = path
     if _has_classes(path / "train"):
         root = path / "train"
         log.info("%s: the training set is in train", path)
     classes = _directories(root)
+    if all(directory.name.casefold() in _SPLITS for directory in classes):
+        raise DataError(
+            f"the directories of {root} are parts of a data set by their names, not classes: "
+            f"{listed([directory.name for directory in classes])}. Point --data_path at the one "
+            "with the class folders of the training set, or call that train"
+        )
     images: list[Path] = []
     labels: list[int] = []
     empty: list[str] = []

@@ -80,7 +80,8 @@ def _array(path: Path, axes: int) -> NDArray[np.uint8]:
         if path.suffix == ".gz":
             raw = gzip.decompress(raw)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}. Replace the file") from error
+        reason = leads_nowhere(path) or getattr(error, "strerror", None) or error
+        raise DataError(f"{path} cannot be read: {reason}. Replace the file") from error
     header = np.frombuffer(raw[: 4 * (1 + axes)].ljust(4 * (1 + axes), b"\xff"), ">u4").tolist()
     if header[0] != _UNSIGNED_BYTES + axes:
         raise DataError(

@@ -56,18 +56,13 @@ def read_npz(path: Path, preprocessing: Preprocessing) -> Arrays:
     DataError
         If it is damaged, has no such pair or several, or its arrays cannot be used.
     """
-    with _explained(path), np.load(path, allow_pickle=False) as content:
+    with _explained(path), open(path, "rb") as file:
+        content = np.load(file, allow_pickle=False)
         if not isinstance(content, np.lib.npyio.NpzFile):
             raise ValueError("it is one array, not an archive of several")
-        there = [pair for pair in PAIRS if set(pair) <= set(content.files)]
-        if len(there) != 1:
-            pairs = " or ".join(f"{images}, {labels}" for images, labels in there or PAIRS)
-            raise DataError(
-                f"{path} has {'several pairs' if there else 'no pair'} of images and labels: "
-                f"{pairs if there else listed(sorted(content.files)) or 'nothing'}. Save the "
-                f"training set alone{'' if there else f', named {pairs}'} (numpy.savez)"
-            )
-        arrays = {name: content[name] for name in there[0]}
+        with content:
+            names = _pair(path, content.files)
+            arrays = {name: content[name] for name in names}
     return _dataset(path, arrays, preprocessing)
 
 
@@ -81,9 +76,28 @@ def read_directory(directory: Path, preprocessing: Preprocessing) -> Arrays:
     """
     arrays = {}
     for name in FILES:
-        with _explained(directory / name):
-            arrays[name] = np.load(directory / name, allow_pickle=False)
+        with _explained(directory / name), open(directory / name, "rb") as file:
+            array = np.load(file, allow_pickle=False)
+            if not isinstance(array, np.ndarray):
+                raise ValueError("it is an archive of several arrays, not one")
+            arrays[name] = array
     return _dataset(directory, arrays, preprocessing)
+
+
+def _pair(path: Path, names: list[str]) -> tuple[str, str]:
+    there = [pair for pair in PAIRS if set(pair) <= set(names)]
+    if len(there) == 1:
+        return there[0]
+    pairs = " or ".join(", ".join(pair) for pair in there or PAIRS)
+    if there:
+        raise DataError(
+            f"{path} has several pairs of images and labels: {pairs}. Save the training set alone "
+            "(numpy.savez)"
+        )
+    raise DataError(
+        f"{path} has no pair of images and labels: {listed(sorted(names)) or 'nothing'}. Save the "
+        f"training set as {pairs} (numpy.savez)"
+    )
 
 
 def _members(path: Path) -> list[str]:
@@ -99,20 +113,22 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        objects = "allow_pickle" in str(error)
+        reason = leads_nowhere(path) or getattr(error, "strerror", None) or error
+        if "allow_pickle" in str(error):
+            reason = "it holds Python objects, or is no file of NumPy's"
         raise DataError(
-            f"{path} cannot be read: "
-            f"{'it holds Python objects, not numbers' if objects else error}. Save the arrays "
-            "again (numpy.save, numpy.savez): images as uint8, labels as integers"
+            f"{path} cannot be read: {reason}. Save the arrays again (numpy.save, numpy.savez): "
+            "images as uint8, labels as integers"
         ) from error
 
 
 def _dataset(path: Path, arrays: dict[str, NDArray[Any]], preprocessing: Preprocessing) -> Arrays:
-    (name, images), (labels_name, labels) = arrays.items()
+    (name, stored), (labels_name, labels) = arrays.items()
+    images = channels_first(f"{path}: {name}", stored)
     if labels.shape == (len(images), 1):
         labels = labels[:, 0]
     log.info("%s: %d images (%s, %s)", path, len(images), name, labels_name)
-    return preprocessing.arrays(path, channels_first(f"{path}: {name}", images), labels)
+    return preprocessing.arrays(path, images, labels)
 
 
 def channels_first(where: str, images: NDArray[Any]) -> NDArray[np.uint8]:

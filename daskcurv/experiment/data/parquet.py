@@ -49,8 +49,8 @@ def read(path: Path, preprocessing: Preprocessing) -> Arrays:
     Raises
     ------
     DataError
-        If a file is damaged, has no such columns or too many, or values are missing or cannot be
-        used.
+        If no file is of a training set, or one is damaged, has no such columns or too many, or
+        values are missing or cannot be used.
     """
     files = _files(path)
     sources: list[bytes] = []
@@ -79,6 +79,11 @@ def _files(path: Path) -> list[Path]:
         if others := [file.name for file in files if file not in training]:
             log.info("%s: the training set is in train*; not read: %s", path, listed(others))
         return training
+    if others := [file.name for file in files if file.name.startswith(("test", "val"))]:
+        raise DataError(
+            f"{path} has {listed(others)}, but no file of a training set, whose name begins with "
+            "train. Put it there, or point --data_path at one file"
+        )
     return files
 
 
@@ -91,7 +96,8 @@ def _table(file: Path) -> pa.Table:
         with parquet.ParquetFile(file) as opened:
             there = opened.schema_arrow.names
             wanted = [_one_of(file, columns, there) for columns in (IMAGES, LABELS)]
-            return opened.read(columns=wanted)
+            # The columns come in the file's order, whatever was asked for.
+            return opened.read(columns=wanted).select(wanted)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file} cannot be read as Parquet: {error}. Replace the file") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -18,8 +17,6 @@ from tqdm import tqdm
 
 from daskcurv.errors import DataError
 from daskcurv.experiment.data.dataset import Arrays
-
-log = logging.getLogger(__name__)
 
 _LARGEST = 1.5
 """Of a mean or std on pixels scaled to 0 … 1, with room for unusual ones."""
@@ -81,10 +78,11 @@ class Preprocessing:
         """
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, channels):
+                expected = f"{channels} values, or one for all channels"
                 raise DataError(
                     f"--{name} has {len(values)} values, but the images of {path} have "
-                    f"{channels} channel{'s' * (channels > 1)}; give {channels} values"
-                    f"{', or one for all channels' * (channels > 1)}"
+                    f"{channels} channel{'s' * (channels > 1)}; give "
+                    f"{expected if channels > 1 else 'one value'}"
                 )
         mean, std = (v * channels if len(v) == 1 else v for v in (self.mean, self.std))
         return mean, std

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,16 @@ def experiment_of(options: LaunchOptions) -> Experiment:
     )
     experiment.check(str(options.data_path), str(first))
     return experiment
+
+
+def as_used(options: LaunchOptions, experiment: Experiment) -> LaunchOptions:
+    """Return the options with what an experiment took for those that leave it open."""
+    return replace(
+        options,
+        epochs="all" if _all_epochs(options) else options.epochs,
+        estimator=experiment.estimator,
+        validation_per_class=experiment.validation_per_class,
+    )
 
 
 def found_checkpoints(options: LaunchOptions) -> dict[int, Path]:

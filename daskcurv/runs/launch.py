@@ -27,7 +27,7 @@ from daskcurv.runs.block import RunContext
 from daskcurv.runs.cost import dry_run, warn_of_full_disk
 from daskcurv.runs.events import Observer, Opened, tell
 from daskcurv.runs.extend import change_places, larger_store, probes_of, recover, smaller_store
-from daskcurv.runs.inputs import check_places, experiment_of
+from daskcurv.runs.inputs import as_used, check_places, experiment_of
 from daskcurv.runs.loop import complete_epochs, compute
 from daskcurv.runs.opening import ready_store
 from daskcurv.runs.options import LaunchOptions
@@ -43,12 +43,7 @@ def launch(options: LaunchOptions, observers: Sequence[Observer] = ()) -> Outcom
     """Compute what is missing of the experiment that the options name; see `launch_experiment`."""
     _check_surroundings(options)
     experiment = experiment_of(options)
-    used = replace(
-        options,
-        estimator=experiment.estimator,
-        validation_per_class=experiment.validation_per_class,
-    )
-    return _launch(experiment, options, [RunFile(used), *observers])
+    return _launch(experiment, options, [RunFile(as_used(options, experiment)), *observers])
 
 
 def launch_experiment(

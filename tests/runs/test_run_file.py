@@ -18,7 +18,7 @@ from daskcurv.config import HEADS, METHODS, PRECISIONS
 from daskcurv.errors import ConfigError
 from daskcurv.experiment.curriculum import PARTITIONS
 from daskcurv.runs.accounts.run_file import overridden, read_run_file, to_mapping
-from daskcurv.runs.options import SETTINGS, LaunchOptions, launch_options
+from daskcurv.runs.options import EPOCH_MEANS, SETTINGS, LaunchOptions, launch_options
 from tests.support.launches import assert_same_results, results
 from tests.support.project import Project
 
@@ -91,6 +91,10 @@ SPECIAL: dict[str, Any] = {
     "time": st.from_regex(r"\A\d{1,3}(:[0-5]\d:[0-5]\d)?\Z"), "mem_per_gpu": st.just("16G"),
     "gres": st.sampled_from(["gpu:1", "gpu:a100:1", NO_GRES]),
     "prologue": st.lists(TEXTS, min_size=1), "sbatch_extra": st.just(["--exclusive"]),
+    "checkpoints": st.just("/runs/*/net-{epoch}.pt"), "model_args": st.just('{"depth": 8}'),
+    "model": st.sampled_from(["torchvision:vgg11", "/home/me/net.py:net", "resnet18-lop"]),
+    "class_schedule": st.sampled_from(["none", "/home/me/classes.csv"]),
+    "epoch_means": st.sampled_from(EPOCH_MEANS),
     "submit_extra": st.just(["--nice", "--comment=x y"]),
 }  # fmt: skip
 
@@ -201,6 +205,8 @@ def test_a_plan_and_a_doctor_take_a_run_file(project, capsys):
         ("epochs: all\nstep: 5", "epochs and step both select the epochs"),
         ("prologue: [1]", "prologue is [1]; expected lines of text"),
         ("store: curvature.zarr", "store is 'curvature.zarr'; expected an absolute path"),
+        ("checkpoints: net-{epoch}.pt", "checkpoints is 'net-{epoch}.pt'; expected an absolute p"),
+        ("model: net.py:net", "model is 'net.py:net'; expected an absolute path"),
         ("head: none", "head is 'none'; expected one of all, active"),
         ("- n_probes", "has no settings; expected lines like n_probes: 10"),
         ("", "has no settings"),

@@ -21,6 +21,7 @@ from daskcurv.clusters.options import ClusterOptions, options_for, site_settings
 from daskcurv.declared import settings_of
 from daskcurv.errors import ConfigError
 from daskcurv.experiment.class_order import REGENERATE
+from daskcurv.runs.curricula import NONE
 from daskcurv.runs.events import Event, Opened
 from daskcurv.runs.options import SETTINGS, LaunchOptions
 from daskcurv.storage.lock import beside
@@ -75,16 +76,26 @@ def to_mapping(options: LaunchOptions) -> dict[str, Any]:
     if options.epochs is not None:
         left_out |= _RANGE
     return {
-        name: _plain(value)
+        name: _plain(name, value)
         for name, value in every.items()
         if name not in left_out and value not in (None, ())
     }
 
 
-def _plain(value: Any) -> Any:
+def _plain(name: str, value: Any) -> Any:
+    if (path := _path_in(name, value)) is not None:
+        return str(path.absolute())
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _path_in(name: str, value: Any) -> Path | None:
+    """Return a setting as the path that it is or begins with, or None if it is no path."""
     if isinstance(value, Path):
-        return str(value) if value == REGENERATE else str(value.absolute())
-    return list(value) if isinstance(value, tuple) else value
+        return None if value == REGENERATE else value
+    is_path = name == "checkpoints" or (name == "class_schedule" and value != NONE)
+    return Path(value) if is_path or (name == "model" and ".py:" in value) else None
 
 
 def read_run_file(path: Path) -> dict[str, Any]:
@@ -113,23 +124,18 @@ def read_run_file(path: Path) -> dict[str, Any]:
             hint = f"did you mean {close[0]}?" if close else "daskcurv launch --help_all lists them"
             raise ConfigError(f"run file {path}: {key} is not an option of a launch; {hint}")
         found[key] = SETTINGS[key].read(value, f"run file {path}: {key}")
-        if isinstance(found[key], Path):
-            found[key] = _absolute(found[key], key, path)
+        if (named := _path_in(key, found[key])) is not None:
+            if not (full := named.expanduser()).is_absolute():
+                raise ConfigError(
+                    f"run file {path}: {key} is {str(named)!r}; expected an absolute path, as the "
+                    "file can be used from any directory"
+                )
+            found[key] = SETTINGS[key].kind(full)
     if "epochs" in found and (clash := _RANGE & found.keys()):
         raise ConfigError(
             f"run file {path}: epochs and {min(clash)} both select the epochs; use one of them"
         )
     return found
-
-
-def _absolute(value: Path, key: str, path: Path) -> Path:
-    value = value.expanduser()
-    if value == REGENERATE or value.is_absolute():
-        return value
-    raise ConfigError(
-        f"run file {path}: {key} is {str(value)!r}; expected an absolute path, as the file can be "
-        "used from any directory"
-    )
 
 
 def overridden(file: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

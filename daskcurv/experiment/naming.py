@@ -61,7 +61,9 @@ class Naming:
         ConfigError
             If the pattern cannot be used.
         """
-        parts = Path(pattern).expanduser().parts
+        parts = Path(pattern).parts
+        if parts[:1] == ("~",):
+            parts = (*Path.home().parts, *parts[1:])
         fixed = next((n for n, part in enumerate(parts) if _PLACEHOLDER.search(part)), len(parts))
         if fixed == len(parts):
             _check(pattern)

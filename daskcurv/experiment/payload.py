@@ -182,7 +182,7 @@ def _only_key(content: Any, path: Path) -> str:
         )
     if not usual:
         raise CheckpointError(_not_bare(content, path))
-    if averaged := [key for key in places if key in AVERAGED]:
+    if averaged := [key for key in places if key.split(".")[0] in AVERAGED]:
         log.info(
             "%s also has averaged weights under %s; those under %s are used. To use the averaged "
             "ones, name them with --weights_key",

@@ -144,11 +144,11 @@ def _nothing(root: Path, naming: Naming, search: _Search) -> str:
     """Return why nothing was found: what there is instead."""
     what = " or ".join(filled(pattern, search.wanted) for pattern in naming.patterns)
     if search.others:
-        kind, values = next(iter(search.others.items()))
-        return (
-            f"{root} has no files named {what}; it has {kind} "
-            f"{', '.join(map(str, sorted(values)))}. Name one with {_OPTIONS[kind]}"
-        )
+        # What lies deepest: files of the wanted run, but of other tasks.
+        kind = "task" if "task" in search.others else "experiment"
+        values = ", ".join(map(str, sorted(search.others[kind])))
+        option = _OPTIONS[kind]
+        return f"{root} has no files named {what}; it has {kind} {values}. Name one with {option}"
     assert search.stop is not None
     _, directory, part = search.stop
     names = [name + "/" * is_directory for name, is_directory in _entries(directory, "*")]
@@ -184,7 +184,7 @@ def _by_epoch(files: list[_File], root: Path, task: int | None) -> dict[int, Pat
     found: dict[int, _File] = {}
     for file in files:
         number = number_of(file.values)
-        if number in found:
+        if number in found and found[number].path != file.path:
             counted = "epoch" if "epoch" in file.values else "step"
             both = (str(one.path.relative_to(root)) for one in (found[number], file))
             raise CheckpointError(

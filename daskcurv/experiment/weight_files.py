@@ -1,32 +1,30 @@
 """One file of weights: read, hashed, compared with its checksums, and loaded without running it.
 
 Files of ``torch.save`` are read with ``weights_only=True``, which refuses any pickled class that is
-not a tensor container, and with plain data beside the weights (`_plain`). Each record of the file
-is compared with its CRC-32, which loading does not do. Files of safetensors have neither classes
-nor checksums.
+no tensor container; plain data beside the weights are read too (`daskcurv.experiment.plain_data`).
+Each record of the file is compared with its CRC-32, which loading does not do. Files of safetensors
+have neither classes nor checksums.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
+import pickle
 import pickletools
 import re
 import threading
 import zipfile
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from daskcurv.errors import CheckpointError
 from daskcurv.experiment.payload import BARE, Payload, weights_in
+from daskcurv.experiment.plain_data import STAND_INS
 from daskcurv.places import leads_nowhere
 
 SAFETENSORS = ".safetensors"
@@ -91,7 +89,10 @@ def digest_and_damage(path: Path) -> tuple[str, str]:
     """
     data = read_file(path)
     try:
-        check_records(data)
+        if path.suffix == SAFETENSORS:
+            safetensors.torch.load(data)
+        else:
+            check_records(data)
     except Exception as error:
         # A damaged directory of the archive can make zipfile fail in any way.
         return hashlib.sha256(data).hexdigest(), str(error) or repr(error)
@@ -141,16 +142,23 @@ def read_content(path: Path) -> tuple[Any, str]:
         text = str(error).strip() or repr(error)
         # The exception's first lines advise to load the file unsafely; what matters comes later.
         foreign = re.search(r"GLOBAL (\S+)", text)
-        if foreign and (conversion := _conversion(data, path)):
+        is_code = foreign or "TorchScript" in text
+        if is_code and (conversion := _conversion(data, path)):
             raise CheckpointError(
-                f"checkpoint {path} holds a pickled network ({foreign[1]}), which is code to run, "
-                f"not a state dict. If you trust the file, convert it where the class is defined: "
+                f"checkpoint {path} holds a pickled network, which is code to run, not a state "
+                "dict. If you trust the file, convert it where the network's class is defined: "
                 f"{conversion}"
             ) from error
-        reason = f"it tries to import {foreign[1]}" if foreign else text.splitlines()[0]
+        reason = text.splitlines()[0]
+        if foreign:
+            reason = (
+                f"it tries to import {foreign[1]}; if the file is whole, save the network's state "
+                "dict alone"
+            )
         raise CheckpointError(
-            f"checkpoint {path} ({len(data)} bytes) is cut short, damaged, or not a bare state "
-            f"dict; copy it again from the original ({reason})"
+            f"checkpoint {path} ({len(data)} bytes) is cut short, damaged, or "
+            f"{'no safetensors file' if path.suffix == SAFETENSORS else 'not a bare state dict'}; "
+            f"copy it again from the original ({reason})"
         ) from error
     return content, hashlib.sha256(data).hexdigest()
 
@@ -163,38 +171,39 @@ def _loaded(data: bytes) -> Any:
 
     try:
         return load()
-    except Exception as error:
+    except pickle.UnpicklingError as error:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
-        if not foreign or foreign[1] not in _plain():
+        if foreign and foreign[1] not in STAND_INS:
             raise
     with _one_at_a_time:
-        # What the program around this one allowed stays allowed.
-        allowed = torch.serialization.get_safe_globals()
-        added: list[Any] = [
-            (kind, name) for name, kind in _plain().items() if (kind, name) not in allowed
-        ]
-        with torch.serialization.safe_globals(added):
+        held = torch.serialization.get_safe_globals()
+        # What the program around this one allows stays allowed, but for the same names.
+        others = [one for one in held if _name(one) not in STAND_INS]
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(
+            [*others, *((call, name) for name, call in STAND_INS.items())]
+        )
+        try:
             return load()
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(held)
 
 
-@cache
-def _plain() -> dict[str, Callable[..., Any]]:
-    """Return what plain data are pickled as, by name: NumPy's numbers and arrays, and options."""
-    numbers = "?bBhHiIlLqQefdFDSU"
-    classes: list[type] = [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in numbers}]
-    plain: dict[str, Callable[..., Any]] = {f"{c.__module__}.{c.__name__}": c for c in classes}
-    functions = (np._core.multiarray.scalar, np._core.multiarray._reconstruct)  # type: ignore[attr-defined]
-    for function in functions:
-        # NumPy 1 called the module something else.
-        for module in ("numpy._core.multiarray", "numpy.core.multiarray"):
-            plain[f"{module}.{function.__name__}"] = function
-    return {**plain, "argparse.Namespace": argparse.Namespace}
+def _name(allowed: Any) -> str:
+    """Return the name in files for something that PyTorch may load."""
+    if isinstance(allowed, tuple):
+        return str(allowed[1])
+    return f"{allowed.__module__}.{allowed.__qualname__}"
 
 
 def _conversion(data: bytes, path: Path) -> str:
-    """Return the line that makes a state dict of a pickled network, or nothing if it is none."""
+    """Return the line that makes a state dict of a saved network, or nothing if it is none."""
+    new = path.with_name(f"{path.stem}-weights.pt").name
     try:
-        pickled = _pickle_in(data)
+        pickled, names = _pickle_in(data)
+        if any(name.endswith("/constants.pkl") for name in names):
+            return f'torch.save(torch.jit.load("{path}").state_dict(), "{new}")'
         operations = pickletools.genops(pickled)
         first = next(str(name or op.name) for op, name, _ in operations if op.name != "PROTO")
     except Exception:
@@ -205,21 +214,20 @@ def _conversion(data: bytes, path: Path) -> str:
         return ""
     nested = first.startswith(("EMPTY_", "collections"))
     where = '["KEY OF THE NETWORK"]' if nested else ""
-    new = path.with_name(f"{path.stem}-weights.pt").name
     return f'torch.save(torch.load("{path}", weights_only=False){where}.state_dict(), "{new}")'
 
 
-def _pickle_in(data: bytes) -> bytes:
-    """Return the pickle of the saved object in a file of ``torch.save``, without loading it."""
+def _pickle_in(data: bytes) -> tuple[bytes, list[str]]:
+    """Return the pickle of what was saved in a file, and the names of its records; load nothing."""
     if data.startswith(b"PK"):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            name = next(one for one in archive.namelist() if one.endswith("/data.pkl"))
-            return archive.read(name)
+            names = archive.namelist()
+            return archive.read(next(name for name in names if name.endswith("/data.pkl"))), names
     file = io.BytesIO(data)
     for _ in range(3):  # a magic number, the version and the machine come first
         for _ in pickletools.genops(file):
             pass
-    return data[file.tell() :]
+    return data[file.tell() :], []
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:

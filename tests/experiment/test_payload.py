@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import warnings
 from collections.abc import Callable
-from pathlib import Path
+from fractions import Fraction
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,9 @@ from daskcurv.experiment.checkpoints import check_all
 from daskcurv.experiment.payload import Payload, epoch_in, find_payload, weights_in
 from daskcurv.experiment.weight_files import digest_and_damage, read_content, read_state_dict
 from tests.support.builders import TINY, make_model
+
+scalar: Any = np.float64(1).__reduce__()[0]
+"""What NumPy pickles numbers with."""
 
 NAMES = list(make_model().state_dict())
 
@@ -96,7 +101,9 @@ def test_weights_are_found_under_the_usual_keys_beside_plain_data(tmp_path, key,
         "optimizer": optimizer_state(),
         "best_acc": np.float64(61.5),
         "losses": np.array([1.5, 0.25], np.float32),
-        "args": argparse.Namespace(lr=0.1, seed=np.int64(4), arch="resnet18"),
+        "args": argparse.Namespace(
+            lr=0.1, seed=np.int64(4), name=np.array([{}, "a"]), out=Path("/a/b")
+        ),
     }
     path = saved(tmp_path / "w.pt", content, _use_new_zipfile_serialization=zipped)
     payload, found = read(path, NAMES)
@@ -104,17 +111,26 @@ def test_weights_are_found_under_the_usual_keys_beside_plain_data(tmp_path, key,
     same(found, weights())
     allowed = torch.serialization.get_safe_globals()
     held, _ = read_content(path)
-    assert held["args"] == content["args"]
+    assert isinstance(held["args"], argparse.Namespace)
+    assert (held["args"].lr, held["args"].seed) == (0.1, 4)
+    assert held["args"].out == PurePosixPath("/a/b")
     assert held["best_acc"] == 61.5
     assert set(torch.serialization.get_safe_globals()) == set(allowed)
 
 
 def test_what_the_program_around_allows_stays_allowed(tmp_path):
-    path = saved(tmp_path / "w.pt", {"model": weights(), "args": argparse.Namespace(lr=np.int8(1))})
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        read_content(path)
-        assert argparse.Namespace in torch.serialization.get_safe_globals()
-    assert argparse.Namespace not in torch.serialization.get_safe_globals()
+    content = {"model": weights(), "args": argparse.Namespace(lr=np.int8(1)), "t": Fraction(1, 3)}
+    path = saved(tmp_path / "w.pt", content)
+    assert refusal_of(read_content, path).endswith(
+        "(it tries to import fractions.Fraction; if the file is whole, save the network's state "
+        "dict alone)"
+    )
+    allowed: list[Any] = [np.dtype, argparse.Namespace, Fraction]
+    with torch.serialization.safe_globals(allowed):
+        held = read_content(path)[0]
+        assert (held["args"].lr, held["t"]) == (1, Fraction(1, 3))
+        assert set(allowed) <= set(torch.serialization.get_safe_globals())
+    assert not set(allowed) & set(torch.serialization.get_safe_globals())
 
 
 def test_names_of_numpy_1_are_read(tmp_path):
@@ -277,7 +293,8 @@ def test_a_safetensors_file(tmp_path):
     same({name: found[name] for name in NAMES}, weights())  # the format orders by size
     assert digest_and_damage(path) == (read_content(path)[1], "")
     path.write_bytes(path.read_bytes()[:-100])
-    assert f"checkpoint {path} (" in refusal_of(read_content, path)
+    assert "damaged, or no safetensors file; copy it again" in refusal_of(read_content, path)
+    assert digest_and_damage(path)[1] != ""
 
 
 def test_weights_under_two_keys_are_refused(tmp_path):
@@ -346,13 +363,70 @@ def test_a_pickled_network_is_refused_with_the_line_that_converts_it(
 ):
     path = saved(tmp_path / "w.pt", wrap(make_model()), _use_new_zipfile_serialization=zipped)
     message = refusal_of(read_content, path)
+    assert "which is code to run, not a state dict. If you trust the file" in message
     line = (
         f'torch.save(torch.load("{path}", weights_only=False){where}.state_dict(), "w-weights.pt")'
     )
-    assert message.endswith(f"If you trust the file, convert it where the class is defined: {line}")
+    assert message.endswith(f"convert it where the network's class is defined: {line}")
     monkeypatch.chdir(tmp_path)
     exec(line.replace("KEY OF THE NETWORK", "net"), {"torch": torch})
     same(read_state_dict(tmp_path / "w-weights.pt")[0], weights())
+
+
+def test_a_damaged_file_with_a_pickled_network_is_damaged(tmp_path):
+    path = saved(tmp_path / "w.pt", make_model())
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x02
+    path.write_bytes(content)
+    message = refusal_of(read_content, path)
+    assert "does not have the recorded CRC-32" in message
+    assert "copy it again" in message
+
+
+def test_a_torchscript_network_is_refused_with_the_line_that_converts_it(tmp_path, monkeypatch):
+    path = tmp_path / "w.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        torch.jit.save(torch.jit.script(nn.Linear(2, 3)), path)
+        message = refusal_of(read_content, path)
+        line = f'torch.save(torch.jit.load("{path}").state_dict(), "w-weights.pt")'
+        assert message.endswith(line)
+        monkeypatch.chdir(tmp_path)
+        exec(line, {"torch": torch})
+    assert list(read_state_dict(tmp_path / "w-weights.pt")[0]) == ["weight", "bias"]
+
+
+def test_files_with_plain_data_are_read_in_several_threads(tmp_path):
+    args = argparse.Namespace(lr=np.float32(1))
+    paths = {e: saved(tmp_path / f"{e}.pt", {"net": weights(), "args": args}) for e in range(12)}
+    assert len(check_all(paths, TINY, {}, payload=Payload("net"))) == 12
+
+
+@pytest.mark.parametrize(
+    "number",
+    [np.int64(-3), np.uint8(200), np.float16(0.5), np.float64(1 / 3), np.complex64(1j),
+     np.bool_(True), np.array(7, ">i4")[()]],
+)  # fmt: skip
+def test_a_number_of_numpy_is_read_as_it_is(tmp_path, number):
+    path = saved(tmp_path / "w.pt", {"net": weights(), "epoch": number})
+    held = read_content(path)[0]["epoch"]
+    assert held == number
+    assert held.dtype == number.dtype
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        Calls(np.dtype, "f8; import os"),
+        Calls(np.dtype, ["x"]),
+        Calls(np.dtype, 3),
+        Calls(scalar, np.dtype("f8"), b"123"),
+    ],
+)
+def test_what_numpy_would_not_have_written_is_refused(tmp_path, state):
+    number = Calls(scalar, state, b"12345678")
+    message = refusal_of(read_content, saved(tmp_path / "w.pt", {"net": weights(), "x": number}))
+    assert "damaged" in message
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["current format", "legacy format"])

@@ -128,7 +128,11 @@ def checkpoint_damage(
 
 
 def recompute(
-    store: ResultsStore, checkpoints: Mapping[int, Path], dataset: Dataset, count: int
+    store: ResultsStore,
+    checkpoints: Mapping[int, Path],
+    dataset: Dataset,
+    count: int,
+    directory: Path | None = None,
 ) -> list[Recomputed]:
     """Compute random results again, in float64 by direct differences along the same probes.
 
@@ -143,6 +147,8 @@ def recompute(
     dataset : Dataset
     count : int
         How many.
+    directory : Path, optional
+        Where the network's file is, if it is made by one.
 
     Returns
     -------
@@ -161,7 +167,9 @@ def recompute(
             "--data_path is not the data set that results store "
             f"{store.path} was computed from; give that one"
         )
-    experiment = Experiment.from_identity(store.identity, dataset=dataset, checkpoints=checkpoints)
+    experiment = Experiment.from_identity(
+        store.identity, dataset=dataset, checkpoints=checkpoints, directory=directory
+    )
     experiment = replace(experiment, estimator=reference(experiment.estimator))
     chosen: defaultdict[int, list[int]] = defaultdict(list)
     for epoch, sample in _draw(store, experiment, count):

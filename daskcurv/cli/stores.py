@@ -49,8 +49,10 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     )
     options(
         parser,
-        data_path="with --recompute: directory in CIFAR-100's python format (default: "
-        f"{LaunchOptions.data_path})",
+        checkpoints="instead of --model_dir: the pattern of the launch",
+        data_path=f"with --recompute: the data set (default: {LaunchOptions.data_path})",
+        image_size="with --recompute: as in the launch",
+        model="with --recompute: where the network's file is, path/net.py:factory",
     )
 
 
@@ -61,8 +63,11 @@ def _verify(args: argparse.Namespace) -> int:
     from daskcurv.storage.integrity.verify import repair, verify
 
     check_positive(recompute=args.recompute)
-    if args.recompute and not args.model_dir:
-        raise ConfigError("--recompute needs the checkpoints; name their directory: --model_dir")
+    from_files = bool(args.model_dir or "checkpoints" in args)
+    if args.recompute and not from_files:
+        raise ConfigError(
+            "--recompute needs the checkpoints; name them: --model_dir, or --checkpoints"
+        )
     mend = "repair" in args
     opened = ResultsStore.open(args.store)
     if mend:
@@ -112,7 +117,7 @@ def _verify(args: argparse.Namespace) -> int:
                 else store.remedy
             )
             return 1
-    from_checkpoints = _has_its_origin(args) if args.model_dir else True
+    from_checkpoints = _has_its_origin(args) if from_files else True
     return int(bool(found.not_finite) or not from_checkpoints)
 
 
@@ -120,28 +125,43 @@ def _has_its_origin(args: argparse.Namespace) -> bool:
     """Report whether the store's results are what its checkpoints give."""
     from daskcurv.audit import provenance
     from daskcurv.experiment.data import read_dataset
-    from daskcurv.experiment.search import discover
+    from daskcurv.experiment.identity import Recorded
+    from daskcurv.experiment.naming import Naming
+    from daskcurv.experiment.search import discover, find
     from daskcurv.storage import ResultsStore
 
     store = ResultsStore.open(args.store)
-    checkpoints = discover(args.model_dir, provenance.experiment_index(store))
+    index = provenance.experiment_index(store)
+    given = vars(args)
+    if pattern := given.get("checkpoints"):
+        place, checkpoints = pattern, find(*Naming.of(pattern), experiment=index)
+    else:
+        place, checkpoints = args.model_dir, discover(args.model_dir, index)
     damage, absent = provenance.checkpoint_damage(store, checkpoints)
     for one in damage[:_SHOWN]:
         log.error("%s: %s", one.where, one.what)
     if damage:
         log.info(
             "%s: %s damaged or not matching the record",
-            args.model_dir,
+            place,
             counted(len(damage), "file"),
         )
     else:
-        log.info("%s: every checkpoint matches the record", args.model_dir)
+        log.info("%s: every checkpoint matches the record", place)
     if absent:
         log.info("%d epochs with results have no file, the first %d", len(absent), absent[0])
     if damage or not args.recompute:
         return not damage
-    dataset = read_dataset(getattr(args, "data_path", LaunchOptions.data_path))
-    results = provenance.recompute(store, checkpoints, dataset, args.recompute)
+    recorded = Recorded.of(store.identity).dataset
+    dataset = read_dataset(
+        given.get("data_path", LaunchOptions.data_path),
+        mean=recorded["mean"],
+        std=recorded["std"],
+        image_size=given.get("image_size"),
+    )
+    file = given.get("model", "").partition(":")[0]
+    directory = Path(file).absolute().parent if file else None
+    results = provenance.recompute(store, checkpoints, dataset, args.recompute, directory)
     errors = [one.error for one in results]
     log.info(
         "%d results computed again in float64: curvature differs by %.1e (median), %.1e (worst)",

@@ -69,7 +69,12 @@ class Experiment:
 
     @classmethod
     def from_identity(
-        cls, identity: Identity, *, dataset: Dataset, checkpoints: Mapping[int, Path]
+        cls,
+        identity: Identity,
+        *,
+        dataset: Dataset,
+        checkpoints: Mapping[int, Path],
+        directory: Path | None = None,
     ) -> Experiment:
         """Return the experiment that a store's identity records.
 
@@ -79,6 +84,8 @@ class Experiment:
         dataset : Dataset
         checkpoints : mapping
             File by epoch.
+        directory : Path, optional
+            Where the network's file is, if it is made by one.
 
         Raises
         ------
@@ -93,7 +100,7 @@ class Experiment:
         experiment = cls(
             dataset=dataset,
             checkpoints=checkpoints,
-            network=network_of(recorded.network),
+            network=network_of(recorded.network, directory),
             payload=Payload.of(recorded.payload),
             curriculum=recorded.curriculum,
             estimator=recorded.estimator,

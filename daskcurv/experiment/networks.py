@@ -197,9 +197,18 @@ def outputs_of(model: nn.Module, image: Tensor, name: str) -> int:
     )
 
 
-def network_of(recorded: Mapping[str, Any]) -> Network:
-    """Return the network that a store's identity records under ``model``."""
-    return Factory(**recorded) if "factory" in recorded else ModelSpec(**recorded)
+def network_of(recorded: Mapping[str, Any], directory: Path | None = None) -> Network:
+    """Return the network that a store's identity records under ``model``.
+
+    Parameters
+    ----------
+    recorded : mapping
+    directory : Path, optional
+        Where its file is, if it is made by one.
+    """
+    if "factory" in recorded:
+        return Factory(**recorded, directory=directory)
+    return ModelSpec(**recorded)
 
 
 def _found(name: str, directory: Path | None) -> Any:

@@ -1,0 +1,196 @@
+"""Training runs of others, by options alone: their files, networks, data and schedules as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import daskcurv
+from daskcurv.cli import main
+from daskcurv.storage import ResultsStore
+from daskcurv.storage.read import open_results
+
+CLASSES, SAMPLES, SIZE = 4, 24, 12
+MEAN, STD = 0.4, 0.3
+
+NET = """
+from torch import nn
+
+def net(width=6):
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(4 * width, 4),
+    )
+"""
+
+
+def build(seed: int) -> nn.Module:
+    """The network of `NET`, written again."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(24, CLASSES),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (SAMPLES, SIZE, SIZE)).astype(np.uint8)
+
+
+LABELS = np.arange(SAMPLES) % CLASSES
+
+
+@pytest.fixture
+def directory(tmp_path: Path, images, monkeypatch) -> Path:
+    """Weights as DataParallel and a training loop leave them, in a directory for each step."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NET)
+    np.savez(tmp_path / "set.npz", images=images, labels=LABELS)
+    for epoch in (0, 1, 5):
+        (tmp_path / f"run/checkpoint-{epoch}").mkdir(parents=True)
+        content = {
+            "model": nn.DataParallel(build(epoch)).state_dict(),
+            "epoch": np.int64(epoch),
+            "best": np.float64(0.5),
+        }
+        torch.save(content, tmp_path / f"run/checkpoint-{epoch}/model.ckpt")
+    return tmp_path
+
+
+COMMON = (
+    "--checkpoints", "run/checkpoint-{epoch}/model.ckpt", "--model", "net.py:net",
+    "--model_args", '{"width": 6}', "--mean", str(MEAN), "--std", str(STD),
+    "--method", "finite-difference", "--n_probes", "2", "--batch_size", "8", "--workers", "1",
+)  # fmt: skip
+
+
+def launch(store: str, *extra: str, data: str = "set.npz") -> int:
+    return main(
+        [
+            "launch",
+            *COMMON,
+            "--data_path",
+            data,
+            "--store",
+            store,
+            "--save_base_dir",
+            "tree",
+            *extra,
+        ]
+    )
+
+
+def test_every_epoch_of_another_run_is_scored(directory, images, capsys):
+    assert launch("c.zarr") == 0
+    said = capsys.readouterr().err
+    assert "under 'model', names without 'module.'" in said
+    assert "all 4 classes are active from the start" in said
+    assert "accuracy at epoch 5: " in said
+    results = open_results("c.zarr", incomplete="raise").load()
+    assert results.epoch.values.tolist() == [0, 1, 5]
+    assert (results.split == 0).all()
+    assert results.trained.values.tolist() == [[False] * SAMPLES] + [[True] * SAMPLES] * 2
+    normalised = ((images / 255 - MEAN) / STD).astype(np.float32)[:, None]
+    for epoch in (0, 1, 5):
+        expected = daskcurv.score_samples(
+            build(epoch), normalised, LABELS, n_probes=2, method="finite-difference"
+        )
+        row = results.sel(epoch=epoch)
+        np.testing.assert_allclose(row.loss, expected.loss, rtol=1e-4)
+        np.testing.assert_allclose(row.curvature, expected.curvature, rtol=2e-2)
+    assert len(list((directory / "tree").iterdir())) == 3
+
+
+def test_it_is_verified_continued_and_run_again_from_elsewhere(directory, monkeypatch, capsys):
+    assert launch("c.zarr", "--epochs", "0,5", "--no_export") == 0
+    origin = ["--checkpoints", COMMON[1], "--recompute", "4", "--data_path", "set.npz"]
+    assert main(["verify", "c.zarr", *origin, "--model", "net.py:net"]) == 0
+    capsys.readouterr()
+    assert main(["verify", "c.zarr", *origin]) == 2
+    assert "name it with --model PATH/net.py:net" in capsys.readouterr().err
+    (directory / "elsewhere").mkdir()
+    monkeypatch.chdir(directory / "elsewhere")
+    file = str(directory / "c.zarr.run.yaml")
+    assert main(["launch", file, "--epochs", "all"]) == 0
+    assert open_results(directory / "c.zarr", incomplete="raise").sizes["epoch"] == 3
+    (directory / "net.py").write_text(NET.replace("nn.ReLU()", "nn.Tanh()"))
+    capsys.readouterr()
+    assert main(["launch", file]) == 2
+    assert "model.source_sha256: the store has" in capsys.readouterr().err
+
+
+def test_the_number_in_a_name_can_be_that_of_the_last_epoch(directory):
+    schedule = directory / "classes.csv"
+    schedule.write_text("epoch,classes\n0,2\n2,4\n")
+    arguments = ["--epoch_means", "last", "--class_schedule", str(schedule), "--no_export"]
+    assert launch("c.zarr", *arguments) == 0
+    results = open_results("c.zarr", incomplete="raise").load()
+    # The files of epochs 0, 1 and 5 have been trained for 1, 2 and 6.
+    assert results.num_active_classes.values.tolist() == [2, 4, 4]
+    late = LABELS >= 2
+    assert (results.trained.values[0] == ~late).all()
+    assert (results.trained.values[1] == ~late).all()
+    assert results.trained.values[2].all()
+
+
+def test_results_do_not_depend_on_how_data_and_weights_are_stored(directory, images):
+    from PIL import Image
+
+    for number, image in enumerate(images):
+        place = directory / f"folders/class{LABELS[number]}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{number:02d}.png")
+    # Class folders come class by class.
+    order = np.argsort(LABELS, kind="stable")
+    np.savez("sorted.npz", images=images[order], labels=LABELS[order])
+    for epoch in (0, 1, 5):
+        torch.save(build(epoch).state_dict(), f"bare-{epoch}.pt")
+    assert launch("folders.zarr", "--no_export", data="folders") == 0
+    assert launch("npz.zarr", "--no_export", data="sorted.npz") == 0
+    bare = ("--checkpoints", "bare-{epoch}.pt", "--no_export")
+    assert launch("bare.zarr", *bare, data="sorted.npz") == 0
+    first, *others = (
+        open_results(store, incomplete="raise").load()
+        for store in ("folders.zarr", "npz.zarr", "bare.zarr")
+    )
+    for other in others:
+        for name in ("curvature", "curvature_sq", "loss", "grad_norm", "prediction"):
+            np.testing.assert_array_equal(first[name].values, other[name].values, err_msg=name)
+    assert "payload" not in ResultsStore.open(Path("bare.zarr")).identity
+    assert ResultsStore.open(Path("npz.zarr")).identity["payload"]["key"] == "model"
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["--model_args", "{"], "model_args is no JSON"),
+        (["--model_args", "[1]"], 'expected an object such as {"num_classes": 10}'),
+        (["--model_args", '{"depth": 3}'], "unexpected keyword argument 'depth'"),
+        (["--model_args", '{"width": 7}'], "does not fit the network"),
+        (["--mean", "a,b"], "mean is 'a,b'; expected a number for each channel"),
+        (["--mean", "0.4,0.4"], "2 values"),
+        (["--checkpoints", "run/none-{epoch}.pt"], "none-{epoch}.pt"),
+        (["--weights_key", "nets"], "nets"),
+        (["--task_sizes", "2,2"], "task_sizes and task_epochs go together"),
+        (["--task_sizes", "2,x", "--task_epochs", "3"], "task_sizes is '2,x'; expected whole"),
+        (["--class_schedule", "none", "--task_sizes", "4", "--task_epochs", "1"], "use one of them"),
+        (["--class_schedule", "none.csv"], "class schedule none.csv cannot be read"),
+        (["--task_sizes", "1,2", "--task_epochs", "3"], "ends with 3 classes, but the network has 4"),
+        (["--data_path", "run"], "is in none of the formats"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_ends_in_one_message(directory, capsys, extra, said):
+    assert launch("c.zarr", *extra) == 2
+    *_, last = capsys.readouterr().err.splitlines()
+    assert said in last
+    assert not (directory / "c.zarr").exists()
+
+
+def test_arguments_of_a_factory_are_refused_for_the_documented_network(capsys):
+    assert main(["launch", "--model_args", "{}"]) == 2
+    assert "model_args are for other networks than resnet18-lop" in capsys.readouterr().err

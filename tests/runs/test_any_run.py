@@ -1,4 +1,4 @@
-"""Training runs of others, by options alone: their files, networks, data and schedules as they are."""
+"""Training runs of others by options alone: their files, networks, data and schedules."""
 
 from __future__ import annotations
 
@@ -70,19 +70,8 @@ COMMON = (
 
 
 def launch(store: str, *extra: str, data: str = "set.npz") -> int:
-    return main(
-        [
-            "launch",
-            *COMMON,
-            "--data_path",
-            data,
-            "--store",
-            store,
-            "--save_base_dir",
-            "tree",
-            *extra,
-        ]
-    )
+    places = ("--data_path", data, "--store", store, "--save_base_dir", "tree")
+    return main(["launch", *COMMON, *places, *extra])
 
 
 def test_every_epoch_of_another_run_is_scored(directory, images, capsys):
@@ -178,9 +167,9 @@ def test_results_do_not_depend_on_how_data_and_weights_are_stored(directory, ima
         (["--weights_key", "nets"], "nets"),
         (["--task_sizes", "2,2"], "task_sizes and task_epochs go together"),
         (["--task_sizes", "2,x", "--task_epochs", "3"], "task_sizes is '2,x'; expected whole"),
-        (["--class_schedule", "none", "--task_sizes", "4", "--task_epochs", "1"], "use one of them"),
+        (["--class_schedule", "none", "--task_sizes", "4", "--task_epochs", "1"], "use one of"),
         (["--class_schedule", "none.csv"], "class schedule none.csv cannot be read"),
-        (["--task_sizes", "1,2", "--task_epochs", "3"], "ends with 3 classes, but the network has 4"),
+        (["--task_sizes", "1,2", "--task_epochs", "3"], "ends with 3 classes, but the network"),
         (["--data_path", "run"], "is in none of the formats"),
     ],
 )  # fmt: skip

@@ -1,7 +1,8 @@
 """Curvature of the loss around every training sample, at every epoch.
 
 ``score_samples`` and ``rademacher_probes`` are the estimator; ``open_results`` reads a results
-store. The ``daskcurv`` command and ``scripts/launch.py`` run whole training histories on Dask.
+store; ``keep`` saves the weights of an epoch while a network is trained. The ``daskcurv`` command
+and ``scripts/launch.py`` run whole training histories on Dask.
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ if TYPE_CHECKING:
     from daskcurv.estimators.probes import rademacher_probes as rademacher_probes
     from daskcurv.estimators.scoring import SampleScores as SampleScores
     from daskcurv.estimators.scoring import score_samples as score_samples
+    from daskcurv.recording import keep as keep
     from daskcurv.storage.read import open_results as open_results
 
 __version__ = version("daskcurv")
 
-__all__ = ["score_samples", "rademacher_probes", "SampleScores", "open_results"]
+__all__ = ["score_samples", "rademacher_probes", "SampleScores", "open_results", "keep"]
 
 _HOMES = {
     "score_samples": "daskcurv.estimators.scoring",
     "SampleScores": "daskcurv.estimators.scoring",
     "rademacher_probes": "daskcurv.estimators.probes",
     "open_results": "daskcurv.storage.read",
+    "keep": "daskcurv.recording",
 }
 
 

@@ -64,6 +64,6 @@ def test_every_import_by_name_is_known():
         assert bool(hooks) == (path == REPOSITORY / "daskcurv/__init__.py")
     assert found == IMPORTED_BY_NAME
     assert all(
-        home.startswith(("daskcurv.estimators", "daskcurv.storage", "daskcurv.measures"))
+        home.startswith(("daskcurv.estimators", "daskcurv.storage", "daskcurv.recording"))
         for home in daskcurv._HOMES.values()
     )

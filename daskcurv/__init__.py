@@ -1,8 +1,9 @@
 """Curvature of the loss around every training sample, at every epoch.
 
-``score_samples`` and ``rademacher_probes`` are the estimator; ``open_results`` reads a results
-store; ``keep`` saves the weights of an epoch while a network is trained. The ``daskcurv`` command
-and ``scripts/launch.py`` run whole training histories on Dask.
+``score_samples`` and ``rademacher_probes`` are the estimator; ``keep`` saves the weights of an
+epoch while a network is trained; ``compute`` computes all of an ``Experiment`` into a results
+store, and ``open_results`` reads it. The ``daskcurv`` command and ``scripts/launch.py`` do the same
+from files and options.
 """
 
 from __future__ import annotations
@@ -14,12 +15,22 @@ if TYPE_CHECKING:
     from daskcurv.estimators.probes import rademacher_probes as rademacher_probes
     from daskcurv.estimators.scoring import SampleScores as SampleScores
     from daskcurv.estimators.scoring import score_samples as score_samples
+    from daskcurv.experiment.experiment import Experiment as Experiment
     from daskcurv.recording import keep as keep
+    from daskcurv.runs.compute import compute as compute
     from daskcurv.storage.read import open_results as open_results
 
 __version__ = version("daskcurv")
 
-__all__ = ["score_samples", "rademacher_probes", "SampleScores", "open_results", "keep"]
+__all__ = [
+    "score_samples",
+    "rademacher_probes",
+    "SampleScores",
+    "open_results",
+    "keep",
+    "compute",
+    "Experiment",
+]
 
 _HOMES = {
     "score_samples": "daskcurv.estimators.scoring",
@@ -27,6 +38,8 @@ _HOMES = {
     "rademacher_probes": "daskcurv.estimators.probes",
     "open_results": "daskcurv.storage.read",
     "keep": "daskcurv.recording",
+    "compute": "daskcurv.runs.compute",
+    "Experiment": "daskcurv.experiment.experiment",
 }
 
 

@@ -61,6 +61,7 @@ def keep(model: nn.Module, directory: Path | str, epoch: int) -> Path:
 def _inside(model: nn.Module) -> nn.Module | None:
     """Return the network that a wrapper holds, or None if it is none."""
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return model.module
+        inner: nn.Module = model.module
+        return inner
     compiled = getattr(model, "_orig_mod", None)
     return compiled if isinstance(compiled, nn.Module) else None

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from daskcurv.clusters.base import Cluster
 from daskcurv.clusters.options import ClusterOptions
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 __all__ = ["open_cluster", "Cluster", "ClusterOptions"]
 
 
 @contextmanager
-def open_cluster(options: ClusterOptions, directory: Path) -> Iterator[Cluster]:
+def open_cluster(
+    options: ClusterOptions, directory: Path, client: Client | None = None
+) -> Iterator[Cluster]:
     """Provide workers for the duration of the context.
 
     Parameters
@@ -21,11 +27,18 @@ def open_cluster(options: ClusterOptions, directory: Path) -> Iterator[Cluster]:
     options : ClusterOptions
     directory : Path
         For files that exist while the run lasts.
+    client : distributed.Client, optional
+        Of workers that somebody else has started; they are used, and left running.
 
     Yields
     ------
     Cluster
     """
+    if client is not None:
+        from daskcurv.clusters.connect import ForeignWorkers
+
+        yield ForeignWorkers(client)
+        return
     with _manager(options, directory) as cluster:
         yield cluster
 

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from daskcurv import surroundings
 from daskcurv.atomic import discard_drafts
@@ -36,6 +37,9 @@ from daskcurv.runs.plan import make_plan
 from daskcurv.storage import ResultsStore, launcher_lock
 from daskcurv.storage.lock import LauncherLock, beside
 
+if TYPE_CHECKING:
+    from distributed import Client
+
 log = logging.getLogger(__name__)
 
 
@@ -47,7 +51,10 @@ def launch(options: LaunchOptions, observers: Sequence[Observer] = ()) -> Outcom
 
 
 def launch_experiment(
-    experiment: Experiment, options: LaunchOptions, observers: Sequence[Observer] = ()
+    experiment: Experiment,
+    options: LaunchOptions,
+    observers: Sequence[Observer] = (),
+    client: Client | None = None,
 ) -> Outcome:
     """Compute what is missing and export what is finished.
 
@@ -58,6 +65,8 @@ def launch_experiment(
         Where results go and what computes them; the other options are not looked at.
     observers : sequence of callable, optional
         Each is called with every event of the run, `daskcurv.runs.events.Event`.
+    client : distributed.Client, optional
+        Of the workers to use; by default the options say where workers come from.
 
     Returns
     -------
@@ -72,7 +81,7 @@ def launch_experiment(
     _check_surroundings(options)
     check_places(options)
     experiment.check()
-    return _launch(experiment, options, observers)
+    return _launch(experiment, options, observers, client)
 
 
 def _check_surroundings(options: LaunchOptions) -> None:
@@ -86,7 +95,10 @@ def _check_surroundings(options: LaunchOptions) -> None:
 
 
 def _launch(
-    experiment: Experiment, options: LaunchOptions, observers: Sequence[Observer]
+    experiment: Experiment,
+    options: LaunchOptions,
+    observers: Sequence[Observer],
+    client: Client | None = None,
 ) -> Outcome:
     if options.dry_run:
         dry_run(options, experiment)
@@ -96,11 +108,11 @@ def _launch(
         recover(options.store)
         base = smaller_store(options.store, experiment.identity(), lock)
         if base is None:
-            outcome = _fill(options, experiment, record, lock, observers)
+            outcome = _fill(options, experiment, record, lock, observers, client)
         else:
             path = larger_store(base, experiment.estimator.n_probes, experiment.checkpoints)
             larger = replace(options, store=path)
-            outcome = _fill(larger, experiment, record, lock, observers, base)
+            outcome = _fill(larger, experiment, record, lock, observers, client, base)
             if outcome.complete:
                 change_places(options.store, path, lock)
         record.end(outcome.state)
@@ -113,6 +125,7 @@ def _fill(
     record: RunRecord,
     lock: LauncherLock,
     observers: Sequence[Observer],
+    client: Client | None,
     base: ResultsStore | None = None,
 ) -> Outcome:
     """Fill a store; `base` is one from which it takes the probes that are there."""
@@ -144,7 +157,7 @@ def _fill(
             base=base.root if base else None,
             base_probes=probes_of(base) if base else 0,
         )
-        compute(plan, context, options.cluster, watching)
+        compute(plan, context, options.cluster, watching, client)
     log.info("%d of %d epochs complete in %s", *conclusion.epochs, store.path)
     if options.export:
         log.info("exported to %s", options.save_base_dir)

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from daskcurv.clusters import Cluster, ClusterOptions, open_cluster
 from daskcurv.clusters.time_limit import TimeLimit
@@ -23,6 +24,9 @@ from daskcurv.runs.events import (
 from daskcurv.runs.plan import Plan
 from daskcurv.runs.window import TASKS_PER_WORKER, feed
 from daskcurv.storage.lock import beside
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +46,11 @@ def complete_epochs(plan: Plan) -> Iterator[EpochComplete]:
 
 
 def compute(
-    plan: Plan, context: RunContext, options: ClusterOptions, observers: Sequence[Observer]
+    plan: Plan,
+    context: RunContext,
+    options: ClusterOptions,
+    observers: Sequence[Observer],
+    client: Client | None = None,
 ) -> None:
     """Compute the missing blocks on a cluster.
 
@@ -60,7 +68,7 @@ def compute(
             "anything; set at least several minutes (--time)"
         )
     missing = plan.missing
-    with open_cluster(options, beside(context.store, ".cluster")) as cluster:
+    with open_cluster(options, beside(context.store, ".cluster"), client) as cluster:
         if cluster.dashboard:
             log.info("dashboard: %s", cluster.dashboard)
         with watched(observers) as tell:

@@ -159,7 +159,7 @@ def _underscored(word: str) -> str:
 def build_parser() -> CommandParser:
     """Return the program's parser."""
     # Imported here, because it imports Dask, which reads its configuration files.
-    from daskcurv.cli import answers, exchange, runs, stores
+    from daskcurv.cli import answers, exchange, inspect, runs, stores
 
     parser = CommandParser(
         prog="daskcurv",
@@ -172,6 +172,7 @@ def build_parser() -> CommandParser:
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     parser.commands = verbs.choices
     runs.add_commands(verbs)
+    inspect.add_commands(verbs)
     stores.add_commands(verbs)
     exchange.add_commands(verbs)
     answers.add_commands(verbs)

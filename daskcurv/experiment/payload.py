@@ -181,7 +181,11 @@ def _only_key(content: Any, path: Path) -> str:
             "--weights_key"
         )
     if not usual:
-        raise CheckpointError(_not_bare(content, path))
+        nearly = [key for key in KEYS if any(isinstance(v, Tensor) for v in _values(content, key))]
+        if not nearly:
+            raise CheckpointError(_not_bare(content, path))
+        # There is something else among the weights; whoever takes them says what.
+        return nearly[0]
     if averaged := [key for key in places if key.split(".")[0] in AVERAGED]:
         log.info(
             "%s also has averaged weights under %s; those under %s are used. To use the averaged "
@@ -191,6 +195,12 @@ def _only_key(content: Any, path: Path) -> str:
             usual[0],
         )
     return usual[0]
+
+
+def _values(content: Any, key: str) -> Iterable[Any]:
+    """Return the values of the dictionary under a key, if there is one."""
+    found = content.get(key) if isinstance(content, Mapping) else None
+    return found.values() if isinstance(found, Mapping) else ()
 
 
 def _at(content: Any, key: str, path: Path) -> Mapping[str, Tensor]:
@@ -258,18 +268,19 @@ def _kind(value: Any) -> str:
 
 def _fitted(key: str, names: list[str], expected: Collection[str] | None) -> Payload:
     """Return the payload under which the fewest changes of names make the most of them fit."""
-    choices = [
-        Payload(key, prefix, inside)
-        for prefix in _prefixes(names, expected)
-        for inside in [(), _inside([name[len(prefix) :] for name in names], expected or ())]
+    prefixes = _prefixes(names, expected)
+    insides = [
+        _inside([name[len(prefix) :] for name in names], expected or ()) for prefix in prefixes
     ]
+    choices = [Payload(key, prefix) for prefix in prefixes]
+    choices += [Payload(key, *both) for both in zip(prefixes, insides, strict=True) if both[1]]
     if expected is not None:
         wanted = set(expected)
         fits = [len(wanted.intersection(_renamed(names, choice))) for choice in choices]
         if any(fits):
             return choices[fits.index(max(fits))]
-    only_wrappers = [c for c in choices if not _parts(c.prefix) - set(WRAPPERS)]
-    return only_wrappers[-1]
+    only_wrappers = [c for c in choices if set(c.prefix.split(".")[:-1]) <= set(WRAPPERS)]
+    return max(only_wrappers, key=lambda choice: (len(choice.prefix), len(choice.inside)))
 
 
 def _prefixes(names: list[str], expected: Collection[str] | None) -> list[str]:
@@ -324,10 +335,6 @@ def _renamed(names: Iterable[str], payload: Payload) -> list[str]:
             shorter + name[len(place) :] if name.startswith(place) else name for name in renamed
         ]
     return renamed
-
-
-def _parts(prefix: str) -> set[str]:
-    return set(prefix.split(".")[:-1])
 
 
 def _unusual(tensor: Tensor) -> str:

@@ -191,6 +191,9 @@ def test_nothing_is_removed_from_names_that_are_the_networks_own(tmp_path):
     expected = list(prefixed("module.model."))
     assert read(path, expected)[0] == Payload()
     assert read(path, list(prefixed("model.")))[0] == Payload("", "module.")
+    twice = saved(tmp_path / "twice.pt", prefixed("module.module."))
+    assert read(twice, list(prefixed("module.")))[0] == Payload("", "module.")
+    assert read(twice, None)[0] == Payload("", "module.module.")
 
 
 def test_a_lightning_checkpoint(tmp_path):
@@ -311,6 +314,7 @@ def test_weights_under_two_keys_are_refused(tmp_path):
         ({"model": {}, "epoch": 3}, "net", "nothing under 'net'; it has 'model', 'epoch'"),
         ({"model": 3}, "model", "under 'model': there is an int"),
         ({"a": {"x": 3, "y": torch.ones(1)}}, "a", "under 'a': x is an int"),
+        ({"model": {"x": None, "y": torch.ones(1)}}, "", "under 'model': x is a NoneType"),
         ({"a": {0: torch.ones(1)}}, "a", "under 'a': 0 is no name"),
         ({"x": torch.ones(1)}, "model", "is a bare state dict (parameter names to tensors): leave"),
         ([1], "model", "nothing under 'model'; it is a list"),

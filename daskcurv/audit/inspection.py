@@ -176,8 +176,8 @@ class Inspection:
     @property
     def all_read(self) -> bool:
         """Whether everything that was looked at could be read."""
-        read = [file for group in self.groups for file in group.files]
-        return not any(one.problem for one in (*read, *self.datasets))
+        problems = [file.problem for group in self.groups for file in group.files]
+        return not any([*problems, *(one.problem for one in self.datasets)])
 
 
 def inspect(paths: Iterable[Path]) -> Inspection:

@@ -84,7 +84,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data_path",
         type=Path,
-        help="directory in CIFAR-100's python format, for the images "
+        help="the training set, for its images "
         f"(default: {LaunchOptions.data_path}, if it is there)",
     )
     parser.add_argument(

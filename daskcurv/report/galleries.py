@@ -53,7 +53,7 @@ def images_of(dataset: xr.Dataset, path: Path) -> NDArray[np.uint8]:
     ----------
     dataset : xarray.Dataset
     path : Path
-        Directory in CIFAR-100's python format.
+        The training set, in any format.
 
     Returns
     -------
@@ -64,8 +64,10 @@ def images_of(dataset: xr.Dataset, path: Path) -> NDArray[np.uint8]:
     DataError
         If it cannot be read, or is not the data set that the store was computed from.
     """
-    data = read_dataset(path)
-    recorded = Recorded.of(identity_of(dataset)).dataset.get("sha256")
+    of_store = Recorded.of(identity_of(dataset)).dataset
+    recorded = of_store.get("sha256")
+    # The pictures do not depend on the normalisation, which a format need not know.
+    data = read_dataset(path, mean=of_store.get("mean", 0), std=of_store.get("std", 1))
     label = dataset.label.values
     # Of imported results the labels are known, where a class was ever active.
     fits = len(data) == len(label) and bool(np.all((label < 0) | (label == data.labels)))

@@ -42,7 +42,10 @@ class LaunchOptions:
     end_epoch: int = setting(4000, "last epoch")
     step: int = setting(200, "interval between epochs")
     skip_missing: bool = setting(False, "skip epochs that have no checkpoint")
-    data_path: Path = setting(Path("data") / DIRECTORY, "directory in CIFAR-100's python format")
+    data_path: Path = setting(
+        Path("data") / DIRECTORY,
+        "training set: CIFAR-100's python version, or another format (docs/your-run.md)",
+    )
     download: bool = setting(False, "download CIFAR-100 if data_path does not contain it")
     model_dir: Path = setting(RESULTS / "model_parameters", "directory with the checkpoints")
     checkpoints: str | None = setting(

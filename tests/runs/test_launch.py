@@ -266,6 +266,7 @@ def test_each_of_many_samples_is_scored_exactly_once(tmp_path, count):
         "launch", "--data_path", str(project.data), "--model_dir", str(project.models),
         "--store", str(project.store), "--save_base_dir", str(project.tree),
         "--epochs", "0,4000", "--n_probes", "1", "--batch_size", "256",
+        "--method", "finite-difference",
         "--block_size", str(count // 10),
     )  # fmt: skip
     assert_ok(run)
@@ -293,6 +294,7 @@ def test_each_of_many_samples_is_scored_exactly_once(tmp_path, count):
         cifar.normalise(cifar.images[chosen]),
         labels[chosen],
         n_probes=1,
+        method="finite-difference",
         sample_ids=chosen,
     )
     np.testing.assert_allclose(

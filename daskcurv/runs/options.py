@@ -44,7 +44,7 @@ class LaunchOptions:
     skip_missing: bool = setting(False, "skip epochs that have no checkpoint")
     data_path: Path = setting(
         Path("data") / DIRECTORY,
-        "training set: CIFAR-100's python version, or another format (docs/your-run.md)",
+        "training set, in CIFAR-100's or another format",
     )
     download: bool = setting(False, "download CIFAR-100 if data_path does not contain it")
     model_dir: Path = setting(RESULTS / "model_parameters", "directory with the checkpoints")

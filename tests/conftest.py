@@ -29,6 +29,16 @@ get_mp_context().set_forkserver_preload(["daskcurv.runs.block", "distributed.nan
 
 
 @pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """Variables that a test sets, or Dask in one, are not those of programs started later."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
 def package_log() -> Iterator[logging.Logger]:
     """The package's logger as an import leaves it, whatever command a test runs in its process."""
     package = logging.getLogger("daskcurv")

@@ -133,6 +133,7 @@ def local_cluster(workers: int | None = None, device: str = "auto") -> Iterator[
         "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
     }
     with ExitStack() as stack:
+        stack.enter_context(_environment_restored())
         try:
             scratch = stack.enter_context(
                 tempfile.TemporaryDirectory(prefix="daskcurv-", ignore_cleanup_errors=True)
@@ -165,6 +166,22 @@ def local_cluster(workers: int | None = None, device: str = "auto") -> Iterator[
         # Not given to the constructor, which gives up if one of them does not start.
         cluster.worker_spec.update(spec)
         yield LocalWorkers(client, cluster)
+
+
+@contextmanager
+def _environment_restored() -> Iterator[None]:
+    """Put back the variables that Dask sets in this process, for its workers to inherit.
+
+    Programs that are started later would compute on one thread, and train another network.
+    """
+    before = {name: os.environ.get(name) for name in (*WORKER_ENVIRONMENT, "PYTHONHASHSEED")}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def gpus_for(workers: int | None, device: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -41,6 +42,7 @@ def client() -> Iterator[Client]:
 
 
 def test_workers_of_the_caller_give_the_same_and_are_left_running(project, experiment, client):
+    environment = dict(os.environ)
     theirs = daskcurv.compute(experiment, project.store, client, batch_size=8, block_size=20)
     assert client.submit(lambda: 3).result() == 3
     assert len(client.scheduler_info()["workers"]) == 2
@@ -48,6 +50,7 @@ def test_workers_of_the_caller_give_the_same_and_are_left_running(project, exper
         experiment, project.root / "ours.zarr", workers=1, device="cpu", batch_size=8,
         block_size=20, export_to=project.tree,
     )  # fmt: skip
+    assert dict(os.environ) == environment
     assert theirs.complete.all()
     for measure in MEASURES:
         np.testing.assert_array_equal(theirs[measure.name].values, ours[measure.name].values)

@@ -15,6 +15,7 @@ import xarray as xr
 
 from daskcurv.errors import StoreError
 from daskcurv.measures import MEASURES
+from daskcurv.runs.accounts.run_file import read_run_file
 from daskcurv.runs.extend import change_places, larger_store, recover, smaller_store
 from daskcurv.storage import ResultsStore, launcher_lock
 from daskcurv.storage.read import open_results
@@ -64,7 +65,10 @@ def test_added_probes_give_what_a_fresh_run_with_all_of_them_gives(project):
     exported = np.load(project.tree / "epoch_0001" / "per_image_curvature.npy")
     np.testing.assert_array_equal(exported, values(project.store).curvature.sel(epoch=1))
     left = {path.name for path in project.root.iterdir() if path.name.startswith("curvature")}
-    assert left == {"curvature.zarr", "curvature.zarr.inputs", "curvature.zarr.run.json"}
+    beside = {f"curvature.zarr.{what}" for what in ("inputs", "run.json", "run.yaml")}
+    assert left == {"curvature.zarr", *beside}
+    settings = read_run_file(project.root / "curvature.zarr.run.yaml")
+    assert (settings["store"], settings["n_probes"]) == (project.store, 5)
 
 
 def test_a_launcher_killed_while_it_adds_probes_goes_on_and_loses_nothing(project):

@@ -91,9 +91,16 @@ class WeightFile:
 
     @property
     def head(self) -> str:
-        """The last weight that is a matrix; empty if there is none."""
+        """The last weight that is a matrix; empty if there is none, or no last one."""
         matrices = [n for n, s in self.shapes.items() if len(s) == 2 and n.endswith("weight")]
+        if len(matrices) > 1 and not self.in_order:
+            return ""
         return matrices[-1] if matrices else ""
+
+    @property
+    def in_order(self) -> bool:
+        """Whether tensors are in the network's order, which safetensors does not keep."""
+        return self.path.suffix != SAFETENSORS
 
     @property
     def outputs(self) -> int | None:

@@ -313,7 +313,7 @@ def _agreement(data: DataSet, group: WeightGroup | None) -> Iterator[str]:
             "check that the network was trained on these data."
         )
     first = next((shape for shape in found[-1].shapes.values() if len(shape) == 4), None)
-    if first and first[1] != data.shape[1]:
+    if first and found[-1].in_order and first[1] != data.shape[1]:
         yield (
             f"The first convolution suggests {counted(first[1], 'channel')}, and the images have "
             f"{data.shape[1]}: check that the network was trained on these data."

@@ -159,8 +159,15 @@ def _has_its_origin(args: argparse.Namespace) -> bool:
         std=recorded["std"],
         image_size=given.get("image_size"),
     )
-    file = given.get("model", "").partition(":")[0]
-    directory = Path(file).absolute().parent if file else None
+    directory = None
+    if "model" in args:
+        file = Path(args.model)
+        directory = file.absolute().parent
+        made_by = Recorded.of(store.identity).network.get("factory", "the program's own ResNet-18")
+        if file.name != made_by:
+            raise ConfigError(
+                f"model is {args.model}, but the network of {args.store} is made by {made_by}"
+            )
     results = provenance.recompute(store, checkpoints, dataset, args.recompute, directory)
     errors = [one.error for one in results]
     log.info(

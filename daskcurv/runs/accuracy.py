@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from daskcurv.experiment.curriculum import TRAIN
 from daskcurv.experiment.experiment import Experiment
@@ -40,6 +41,8 @@ class Accuracy:
     correct, samples : int
     active : int
         Active classes.
+    loss : float
+        Mean cross-entropy, in nats; unlike the share, it depends on the scale of the pixels.
     """
 
     epoch: int
@@ -47,6 +50,7 @@ class Accuracy:
     correct: int
     samples: int
     active: int
+    loss: float
 
     @property
     def share(self) -> float:
@@ -74,7 +78,8 @@ class Accuracy:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{self.share:.1%} ({low:.1%} to {high:.1%}) of {self.samples} {self.split} samples"
+        share = f"{self.share:.1%} ({low:.1%} to {high:.1%})"
+        return f"{share} of {self.samples} {self.split} samples, mean loss {self.loss:.3g}"
 
 
 def measure(experiment: Experiment) -> Iterator[Accuracy]:
@@ -96,16 +101,19 @@ def measure(experiment: Experiment) -> Iterator[Accuracy]:
             continue
         model = experiment.model(epoch).eval()
         classes = experiment.active_classes(epoch)
-        outputs = classes if experiment.head == "active" else range(experiment.network.num_classes)
+        every = range(experiment.network.num_classes)
+        columns = torch.tensor(list(classes if experiment.head == "active" else every))
         for name, ids in filled.items():
             chosen = ids[evenly(len(ids), SAMPLES // len(filled))]
-            correct = 0
+            correct, loss = 0, 0.0
             for start in range(0, len(chosen), _BATCH):
                 images, labels, _ = experiment.dataset.inputs(chosen[start : start + _BATCH])
                 with torch.no_grad():
-                    predicted = model(images)[:, list(outputs)].argmax(1)
-                correct += int((torch.tensor(list(outputs))[predicted] == labels).sum())
-            yield Accuracy(epoch, name, correct, len(chosen), len(classes))
+                    logits = model(images)[:, columns].double()
+                wanted = (columns == labels[:, None]).int().argmax(1)
+                correct += int((logits.argmax(1) == wanted).sum())
+                loss += float(F.cross_entropy(logits, wanted, reduction="sum"))
+            yield Accuracy(epoch, name, correct, len(chosen), len(classes), loss / len(chosen))
 
 
 def say_accuracy(experiment: Experiment) -> list[dict[str, Any]]:

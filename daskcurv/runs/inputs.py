@@ -157,7 +157,13 @@ def _first_usable(
             payload = Payload(payload.key, options.strip_prefix)
         if payload != BARE:
             log.info("weights in %s and files like it: %s", path, payload)
-        return path, network or ModelSpec.infer(weights_in(content, payload, path)), payload
+        weights = weights_in(content, payload, path)
+        if network is None and not weights.keys() & set(names):
+            raise CheckpointError(
+                f"the weights in {path} are those of another network than {RESNET18}; name it with "
+                "--model"
+            )
+        return path, network or ModelSpec.infer(weights), payload
     raise AssertionError("there is at least one file")
 
 

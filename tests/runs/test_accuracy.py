@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -69,10 +71,15 @@ def test_it_is_counted_for_training_and_held_out_samples(experiment):
 def test_a_network_that_guesses_is_warned_of_with_the_usual_causes(experiment, caplog):
     caplog.set_level("INFO")
     record = say_accuracy(experiment)
+    # The logits are 2.5 for the channel that is bright, and -2.5 for the others.
+    right = -math.log(math.exp(2.5) / (math.exp(2.5) + 3 * math.exp(-2.5)))
     assert record[0] == {
         "epoch": 0, "split": "training", "correct": 12, "samples": 16, "active": 2,
+        "loss": pytest.approx(right + 4 / 16 * 5, rel=1e-6),
     }  # fmt: skip
-    assert "accuracy at epoch 3: 78.1% (61.2% to 89.0%) of 32 training samples" in caplog.text
+    assert "accuracy at epoch 3: 78.1% (61.2% to 89.0%) of 32 training samples, mean loss " in (
+        caplog.text
+    )
     (warning,) = (one.getMessage() for one in caplog.records if one.levelname == "WARNING")
     assert "at epoch 8 the network is not better than chance (1 of 4 classes)" in warning
     assert "outputs in another order than the labels" in warning
@@ -80,6 +87,6 @@ def test_a_network_that_guesses_is_warned_of_with_the_usual_causes(experiment, c
 
 @pytest.mark.parametrize(("correct", "samples"), [(0, 10), (5, 10), (10, 10), (250, 512)])
 def test_the_interval_is_that_of_wilson(correct, samples):
-    one = Accuracy(0, "training", correct, samples, 10)
+    one = Accuracy(0, "training", correct, samples, 10, loss=1.0)
     expected = binomtest(correct, samples).proportion_ci(method="wilson")
     assert one.interval == pytest.approx((expected.low, expected.high), abs=1e-6)

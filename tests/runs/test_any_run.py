@@ -93,6 +93,9 @@ def test_every_epoch_of_another_run_is_scored(directory, images, capsys):
         np.testing.assert_allclose(row.loss, expected.loss, rtol=1e-4)
         np.testing.assert_allclose(row.curvature, expected.curvature, rtol=2e-2)
     assert len(list((directory / "tree").iterdir())) == 3
+    # Grey images are shown as such.
+    assert main(["report", "c.zarr", "-o", "r.html", "--data_path", "set.npz"]) == 0
+    assert Path("r.html").read_text().count("data:image/png") > 10
 
 
 def test_it_is_verified_continued_and_run_again_from_elsewhere(directory, monkeypatch, capsys):
@@ -102,6 +105,8 @@ def test_it_is_verified_continued_and_run_again_from_elsewhere(directory, monkey
     capsys.readouterr()
     assert main(["verify", "c.zarr", *origin]) == 2
     assert "name it with --model PATH/net.py:net" in capsys.readouterr().err
+    assert main(["verify", "c.zarr", *origin, "--model", "other.py:net"]) == 2
+    assert "but the network of c.zarr is made by net.py:net" in capsys.readouterr().err
     (directory / "elsewhere").mkdir()
     monkeypatch.chdir(directory / "elsewhere")
     file = str(directory / "c.zarr.run.yaml")
@@ -170,6 +175,7 @@ def test_results_do_not_depend_on_how_data_and_weights_are_stored(directory, ima
         (["--class_schedule", "none", "--task_sizes", "4", "--task_epochs", "1"], "use one of"),
         (["--class_schedule", "none.csv"], "class schedule none.csv cannot be read"),
         (["--task_sizes", "1,2", "--task_epochs", "3"], "ends with 3 classes, but the network"),
+        (["--model", "resnet18-lop", "--model_args", ""], "those of another network than res"),
         (["--data_path", "run"], "is in none of the formats"),
     ],
 )  # fmt: skip

@@ -21,7 +21,7 @@ from daskcurv.experiment.payload import BARE, Payload, find_payload, weights_in
 from daskcurv.experiment.resnet18 import ModelSpec
 from daskcurv.experiment.search import discover, find
 from daskcurv.experiment.weight_files import read_content
-from daskcurv.places import check_writable, exists, place_for
+from daskcurv.places import check_writable, exists, listed, place_for
 from daskcurv.runs.curricula import curriculum_of
 from daskcurv.runs.options import RESNET18, LaunchOptions, parse_epochs
 from daskcurv.storage import ResultsStore
@@ -160,8 +160,8 @@ def _first_usable(
         weights = weights_in(content, payload, path)
         if network is None and not weights.keys() & set(names):
             raise CheckpointError(
-                f"the weights in {path} are those of another network than {RESNET18}; name it with "
-                "--model"
+                f"the weights in {path} are those of another network than {RESNET18}: unexpected "
+                f"{listed(list(weights))}. Name the network with --model"
             )
         return path, network or ModelSpec.infer(weights), payload
     raise AssertionError("there is at least one file")

@@ -184,7 +184,14 @@ def poll_until(cluster: local.LocalWorkers, running: int) -> None:
         time.sleep(0.1)
 
 
-def test_a_worker_that_dies_while_it_starts_is_started_anew():
+@pytest.fixture
+def as_for_users() -> Iterator[None]:
+    """Workers are processes that import all by themselves, not forked as elsewhere in tests."""
+    with dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}):
+        yield
+
+
+def test_a_worker_that_dies_while_it_starts_is_started_anew(as_for_users):
     others = worker_processes()
     with local_cluster(2) as cluster:
         wait_for(lambda: worker_processes() - others, 60).pop().kill()
@@ -208,7 +215,7 @@ def worker_processes() -> set[psutil.Process]:
     return found
 
 
-def test_workers_that_never_start_are_given_up(monkeypatch):
+def test_workers_that_never_start_are_given_up(monkeypatch, as_for_users):
     monkeypatch.setenv("PYTHONHOME", "/nonexistent")
     monkeypatch.setitem(WORKER_ENVIRONMENT, "PYTHONHOME", "/nonexistent")
     with (

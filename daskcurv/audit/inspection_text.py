@@ -97,7 +97,8 @@ def _file(file: WeightFile) -> Iterator[str]:
                 f"{' × '.join(map(str, file.shapes[file.head]))})"
             )
         else:
-            yield "    outputs: not known, as no weight is a matrix"
+            why = "no weight is a matrix" if file.in_order else "the file keeps no order of layers"
+            yield f"    outputs: not known, as {why}"
         if file.not_finite:
             yield f"    NaN or infinite values in {listed(list(file.not_finite))}"
     if file.beside:

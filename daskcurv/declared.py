@@ -10,8 +10,9 @@ import dataclasses
 import textwrap
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -101,17 +102,24 @@ class Setting:
 
 def settings_of(*classes: type) -> dict[str, Setting]:
     """Return the settings that dataclasses declare, by name."""
-    found = {}
-    for one in classes:
-        hints = typing.get_type_hints(one)
-        for field in dataclasses.fields(one):
-            if field.metadata:
-                kind = _plain(hints[field.name])
-                found[field.name] = Setting(
-                    field.name, kind, field.default, field.metadata["text"],
-                    field.metadata["choices"],
-                )  # fmt: skip
-    return found
+    return {name: one for cls in classes for name, one in _declared(cls).items()}
+
+
+@cache
+def _declared(cls: Any) -> Mapping[str, Setting]:
+    # Kept, as the values of a class are checked whenever one is made.
+    hints = typing.get_type_hints(cls)
+    return {
+        field.name: Setting(
+            field.name,
+            _plain(hints[field.name]),
+            field.default,
+            field.metadata["text"],
+            field.metadata["choices"],
+        )
+        for field in dataclasses.fields(cls)
+        if field.metadata
+    }
 
 
 def documented(cls: type[T]) -> type[T]:

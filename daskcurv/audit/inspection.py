@@ -22,7 +22,7 @@ from torch import Tensor
 
 from daskcurv.audit.inspection_names import FileNames, names_of_files
 from daskcurv.errors import CheckpointError, ConfigError, DataError
-from daskcurv.experiment.data import FORMATS, Format, folders
+from daskcurv.experiment.data import FORMATS, Format, folders, recognised
 from daskcurv.experiment.data.preprocessing import Preprocessing
 from daskcurv.experiment.payload import Payload, epoch_in, find_payload, weights_in
 from daskcurv.experiment.resnet18 import ModelSpec
@@ -258,10 +258,8 @@ def _sets(paths: Iterable[Path]) -> dict[Path, Format]:
     for path in paths:
         if path.is_file() and _is_weights(path, by_name=True):
             continue
-        for form in FORMATS:
-            if form.recognises(path):
-                found[path] = form
-                break
+        if form := recognised(path):
+            found[path] = form
     return found
 
 

@@ -103,13 +103,17 @@ def read_dataset(
     return form.read(path, Preprocessing.of(path, mean, std, image_size))
 
 
+def recognised(path: Path) -> Format | None:
+    """Return the format that a path is in by its content, or None if it is in none."""
+    return next((form for form in FORMATS if form.recognises(path)), None)
+
+
 def _format_of(path: Path) -> Format:
     # Nothing there, or a link that leads nowhere, is taken for the data set of the default path.
     if not exists(path, "data set") or leads_nowhere(path / "train"):
         return FORMATS[0]
-    for form in FORMATS:
-        if form.recognises(path):
-            return form
+    if form := recognised(path):
+        return form
     raise DataError(
         f"{path} is in none of the formats of training sets: "
         f"{'; '.join(form.description for form in FORMATS)}. Point --data_path at one "
@@ -123,4 +127,4 @@ def _contents(path: Path) -> str:
     return f"the directory has {listed(names_in(path)) or 'nothing'}"
 
 
-__all__ = ["FORMATS", "Arrays", "Dataset", "Format", "Preprocessing", "read_dataset"]
+__all__ = ["FORMATS", "Arrays", "Dataset", "Format", "Preprocessing", "read_dataset", "recognised"]

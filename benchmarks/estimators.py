@@ -70,7 +70,7 @@ def main() -> None:
     if args.no_compile:
         kernels.COMPILE_AFTER_SECONDS = math.inf
     else:
-        kernels.KERNELS.compile()
+        kernels.KERNELS.compile(device)
 
     config = EstimatorConfig(h=args.h, n_probes=args.n_probes, seed=SEED)
     methods = _chosen(all_methods(device, config), args.methods)

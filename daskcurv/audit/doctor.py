@@ -23,6 +23,7 @@ from daskcurv.audit.comparison import compare
 from daskcurv.clusters.local import available_cores, visible_gpus
 from daskcurv.errors import DaskcurvError
 from daskcurv.estimators.kernels import KERNELS
+from daskcurv.estimators.native import compiler
 from daskcurv.estimators.precision import lowered_precision
 from daskcurv.estimators.selection import described, has_fast_bfloat16
 from daskcurv.experiment.checkpoints import check_all
@@ -117,9 +118,8 @@ def _software(checks: _Checks) -> None:
             checks.ok(f"{name} {version(name)}")
         except PackageNotFoundError:
             checks.fail(f"{name} is not installed; install daskcurv again")
-    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if compiler:
-        checks.ok(f"C++ compiler {compiler}, for fused kernels on CPUs")
+    if command := compiler():
+        checks.ok(f"C++ compiler {command}, for fused kernels on CPUs")
     else:
         checks.note("no C++ compiler: difference propagation takes about twice as long on CPUs")
 
@@ -263,7 +263,7 @@ def _methods(
     )
     if device.type == "cpu":
         torch.set_num_threads(1)  # as in a worker
-    KERNELS.compile()
+    KERNELS.compile(device)
     rows = compare(
         experiment.model(epoch).eval(),
         *experiment.dataset.inputs(ids),

@@ -11,23 +11,23 @@ longer than the convolutions between them.
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from daskcurv.estimators.native import Functions, native
+
 log = logging.getLogger(__name__)
 
-COMPILE_AFTER_SECONDS = 60.0
-"""On a CPU, where compiling takes some 20 s the first time and saves a fifth of the time. On a GPU
-it takes 10 s and saves two thirds, so it is done at once."""
+COMPILE_AFTER_SECONDS = 0.5
+"""Of work in uncompiled functions on a CPU. Compiling takes a second, and they are several times as
+fast then. On a GPU it takes 10 s and saves two thirds of all time, so it is done at once."""
 
 
-_EXACT: dict[str, Any] = {"use_fast_math": False, "cpp.enable_unsafe_math_opt_flag": False}
-"""Options of the compiler that a process could have set otherwise."""
+_EXACT: dict[str, Any] = {"use_fast_math": False}
+"""Option of PyTorch's compiler that a process could have set otherwise."""
 
 
 def dense(values: Tensor) -> Tensor:
@@ -135,33 +135,26 @@ class Kernels:
 
     def __init__(self) -> None:
         plain = (clean_rectify, clean_rectify_gradient, rectify, rectify_gradient)
-        self._plain: dict[str, Callable[..., Any]] = {f.__name__: f for f in plain}
-        self._functions = self._plain
-        self._since: float | None = None
+        self._plain: Functions = {f.__name__: f for f in plain}
+        self._decided: dict[str, Functions] = {}
+        self._seconds = 0.0
 
     def warm_up(self, device: torch.device) -> None:
-        """Note that work is done on a device; compile if that is worth it by now."""
-        if self._functions is self._plain:
-            now = time.monotonic()
-            self._since = self._since or now
-            patience = 0.0 if device.type == "cuda" else COMPILE_AFTER_SECONDS
-            if now - self._since >= patience:
-                self.compile()
+        """Note that work begins on a device; compile if that is worth it by now."""
+        worth = device.type == "cuda" or self._seconds >= COMPILE_AFTER_SECONDS
+        if worth and device.type not in self._decided:
+            self.compile(device)
 
-    def compile(self) -> None:
-        """Compile from the next call on, if that works on this machine; if not, say so then."""
-        import torch._dynamo  # takes a second
-
-        # Its remark that a CUDA toolkit was found and no GPU is of no use to anyone.
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-        # Precisions, batch sizes and numbers of probes each have their own compiled version. Beyond
-        # the usual limit of 8, which the doctor reaches, PyTorch would give up.
-        limits: Any = torch._dynamo.config
-        limits.recompile_limit = max(limits.recompile_limit, 64)
-        self._functions = {
-            name: torch.compile(function, dynamic=True, fullgraph=True, options=_EXACT)
-            for name, function in self._plain.items()
-        }
+    def compile(self, device: torch.device) -> None:
+        """Compile for a device, if that works on this machine; if not, say so."""
+        if device.type != "cpu":
+            # Happens at the first call.
+            self._decided[device.type] = _by_pytorch(self._plain)
+            return
+        try:
+            self._decided["cpu"] = native(self._plain)
+        except OSError as error:
+            self._give_up("cpu", error)
 
     def clean_rectify(
         self, inputs: list[Tensor], h: float, dtype: torch.dtype
@@ -197,21 +190,43 @@ class Kernels:
         return _shaped(result, gammas[0])
 
     def _call(self, name: str, *arguments: Any) -> Any:
+        device = arguments[0][0].device.type
+        functions = self._decided.get(device)
+        if functions is None:
+            started = time.perf_counter()
+            result = self._plain[name](*arguments)
+            self._seconds += time.perf_counter() - started
+            return result
         try:
-            return self._functions[name](*arguments)
+            return functions[name](*arguments)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            if self._functions is self._plain:
+            if functions is self._plain:
                 raise
             # A missing or failing compiler shows in many ways.
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
-            log.warning(
-                "torch.compile does not work here; continuing without it, slower: %s", reason
-            )
-            self._functions = self._plain
-            self._since = math.inf
-            return self._functions[name](*arguments)
+            self._give_up(device, error)
+            return self._plain[name](*arguments)
+
+    def _give_up(self, device: str, error: Exception) -> None:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        log.warning("kernels cannot be compiled here; continuing without that, slower: %s", reason)
+        self._decided[device] = self._plain
+
+
+def _by_pytorch(plain: Functions) -> Functions:
+    import torch._dynamo  # takes a second
+
+    # Its remark that a CUDA toolkit was found and no GPU is of no use to anyone.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    # Precisions, batch sizes and numbers of probes each have their own compiled version. Beyond the
+    # usual limit of 8, which the doctor reaches, PyTorch would give up.
+    limits: Any = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 64)
+    return {
+        name: torch.compile(function, dynamic=True, fullgraph=True, options=_EXACT)
+        for name, function in plain.items()
+    }
 
 
 def _flat(values: Tensor) -> Tensor:

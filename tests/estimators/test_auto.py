@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
@@ -14,9 +13,8 @@ from torch import Tensor, nn
 from daskcurv import open_results, score_samples
 from daskcurv.config import EstimatorConfig
 from daskcurv.errors import ConfigError
-from daskcurv.estimators import kernels, selection
+from daskcurv.estimators import selection
 from daskcurv.estimators.difference_propagation import DifferencePropagation
-from daskcurv.estimators.kernels import Kernels
 from daskcurv.estimators.layers import Rectifier
 from daskcurv.estimators.network import Network
 from daskcurv.estimators.scoring import Scorer
@@ -249,74 +247,3 @@ def test_the_model_and_the_process_are_left_as_they_were(samples):
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert [knob.fp32_precision for knob in knobs] == states
-
-
-# Compiling
-
-
-def use(functions: Kernels, dtype: torch.dtype, parts: int, probes: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(rows: int, of: torch.dtype) -> list[Tensor]:
-        shape = rows * 2, 3, 4, 5
-        return [torch.randn(shape, generator=generator).to(of) for _ in range(parts)]
-
-    with torch.no_grad():
-        output, scaled = functions.clean_rectify(draw(1, torch.float32), 1e-3, dtype)
-        before, gradient = functions.clean_rectify_gradient(draw(1, torch.float32), scaled, 1e-3)
-        scaled, gradient = kernels.dense(scaled / 1000), kernels.dense(gradient / 1000)
-        rectified = functions.rectify(draw(probes, dtype), scaled)
-        gamma = functions.rectify_gradient(draw(probes, dtype), rectified, scaled, gradient)
-    return [output, scaled, before, gradient, rectified, gamma]
-
-
-@pytest.mark.parametrize(
-    ("dtype", "parts", "probes"), [(torch.bfloat16, 1, 3), (torch.float32, 2, 1)]
-)
-def test_compiled_kernels_give_the_same_bits(dtype, parts, probes):
-    plain, compiled = Kernels(), Kernels()
-    compiled.compile()
-    for ours, theirs in zip(
-        use(compiled, dtype, parts, probes), use(plain, dtype, parts, probes), strict=True
-    ):
-        assert ours.dtype == theirs.dtype
-        assert torch.equal(ours, theirs)
-
-
-def test_a_compiler_that_fails_costs_one_warning(messages, monkeypatch):
-    def broken(*arguments: Any) -> Any:
-        raise RuntimeError("no compiler here\nand a long story")
-
-    monkeypatch.setattr(torch, "compile", lambda function, **options: broken)
-    functions = Kernels()
-    functions.compile()
-    found = use(functions, torch.bfloat16, 1, 2)
-    assert all(map(torch.equal, found, use(Kernels(), torch.bfloat16, 1, 2)))
-    (record,) = messages.records
-    assert "continuing without it, slower: no compiler here" in record.message
-    assert "long story" not in record.message
-    for device in map(torch.device, ("cpu", "cuda")):
-        functions.warm_up(device)
-        assert functions._functions is functions._plain
-
-
-def test_kernels_are_compiled_after_a_while_of_work(monkeypatch):
-    now = [1000.0]
-    monkeypatch.setattr("daskcurv.estimators.kernels.time.monotonic", lambda: now[0])
-    functions, calls = Kernels(), []
-    monkeypatch.setattr(functions, "compile", lambda: calls.append(now[0]))
-    functions.warm_up(torch.device("cpu"))
-    now[0] += kernels.COMPILE_AFTER_SECONDS - 1
-    functions.warm_up(torch.device("cpu"))
-    assert calls == []
-    now[0] += 2
-    functions.warm_up(torch.device("cpu"))
-    assert len(calls) == 1
-    assert math.isfinite(calls[0])
-
-
-def test_kernels_for_a_gpu_are_compiled_at_once(monkeypatch):
-    functions, calls = Kernels(), []
-    monkeypatch.setattr(functions, "compile", lambda: calls.append("compiled"))
-    functions.warm_up(torch.device("cuda"))
-    assert calls == ["compiled"]

@@ -28,7 +28,7 @@ SCHEDULE = ["--initial_classes", "4", "--class_increment", "4", "--class_frequen
 def doctor(project: Project, monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
     """Run ``daskcurv doctor`` in the project's directory; returns exit code and output."""
     monkeypatch.chdir(project.root)
-    monkeypatch.setattr(KERNELS, "compile", lambda: None)
+    monkeypatch.setattr(KERNELS, "compile", lambda device: None)
     threads = torch.get_num_threads()
 
     def run(*arguments: object) -> tuple[int, str]:

@@ -44,8 +44,9 @@ def full_size_errors(pictures):
         F.cross_entropy(model(images[:32]), labels[:32]).backward()
         optimiser.step()
     images, labels = images[26:38], labels[26:38]
-    scores = score(model, images, labels)
-    expected = referee(model, images, labels)
+    settings: dict[str, Any] = {"n_probes": 4}
+    scores = score(model, images, labels, batch_size=len(images), **settings)
+    expected = referee(model, images, labels, **settings)
     np.testing.assert_array_equal(scores.prediction, expected["prediction"])
     # The comparison is to cover samples that the network is sure of and ones it gets wrong.
     assert expected["loss"].min() < 0.01

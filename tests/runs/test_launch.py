@@ -54,7 +54,7 @@ def test_full_size_weights_give_the_documented_tree(tmp_path):
     run = project.run(
         "launch", "--data-path", str(project.data), "--model-dir", str(project.models),
         "--store", str(project.store), "--save-base-dir", str(project.tree),
-        "--epochs", "0,200,400", "--n_probes", "2",
+        "--epochs", "0,200,400", "--n_probes", "2", "--batch_size", "8", "--workers", "1",
     )  # fmt: skip
     assert_ok(run)
 

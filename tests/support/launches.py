@@ -22,6 +22,7 @@ from daskcurv.experiment.data.prepared import prepare
 from daskcurv.experiment.experiment import Experiment
 from daskcurv.runs.block import RunContext
 from daskcurv.storage import ResultsStore
+from tests.support import slow_network
 from tests.support.builders import TINY
 from tests.support.crashes import finished_blocks
 from tests.support.project import Project
@@ -68,7 +69,10 @@ def make_store(path: Path, cifar, block_size: int) -> ResultsStore:
 
 
 # Blocks of a few tenths of a second each: long enough to be caught in the middle.
-SLOW = ("--n_probes", "40", "--block_size", "10", "--workers", "2")
+SLOW = (
+    "--block_size", "10", "--workers", "2",
+    "--method", "finite-difference", "--model", f"{slow_network.__file__}:build",
+)  # fmt: skip
 BLOCKS = 4 * 6
 
 

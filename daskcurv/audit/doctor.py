@@ -206,7 +206,13 @@ def _experiment(checks: _Checks, options: LaunchOptions, named: bool) -> Experim
         experiment = experiment_of(options)
         found = list(experiment.checkpoints.items())
         some = dict(found[place] for place in evenly(len(found), _FILES_READ))
-        check_all(some, experiment.network, {}, payload=experiment.payload)
+        check_all(
+            some,
+            experiment.network,
+            {},
+            payload=experiment.payload,
+            completed=experiment.with_all_outputs,
+        )
     except DaskcurvError as error:
         checks.fail(str(error))
         return None

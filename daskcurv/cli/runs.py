@@ -114,7 +114,15 @@ def _add_inputs(parser: CommandParser) -> None:
     inputs = parser.add_argument_group("inputs")
     options(inputs, "data_path", "download", "mean", "std", "image_size")
     options(inputs, "checkpoints", "task", "weights_key", "strip_prefix", "model", "model_args")
-    options(inputs, *_TRAINING_RUN, "class_schedule", "task_sizes", "task_epochs", "epoch_means")
+    options(
+        inputs,
+        *_TRAINING_RUN,
+        "class_schedule",
+        "task_sizes",
+        "task_epochs",
+        "epoch_means",
+        "outputs",
+    )
     options(inputs, "validation_per_class")
 
 

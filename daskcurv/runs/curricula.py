@@ -43,6 +43,11 @@ def curriculum_of(options: LaunchOptions, num_classes: int) -> tuple[Curriculum,
     elif options.class_order is not None:
         order, source = read_class_order(options.class_order, num_classes), str(options.class_order)
     else:
+        if options.outputs == "class_order":
+            raise ConfigError(
+                "--outputs class_order needs the order of the classes; name its file with "
+                "--class_order FILE.npy"
+            )
         order, source = np.arange(num_classes), BY_LABEL
     curriculum = Curriculum(tuple(order.tolist()), schedule)
     if not options.documented:

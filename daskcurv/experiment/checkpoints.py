@@ -18,7 +18,7 @@ from torch import Tensor
 from daskcurv.errors import CheckpointError
 from daskcurv.experiment.networks import Network
 from daskcurv.experiment.payload import BARE, Payload
-from daskcurv.experiment.weight_files import read_state_dict, unreadable
+from daskcurv.experiment.weight_files import READERS, read_state_dict, unreadable
 from daskcurv.logs import counted
 from daskcurv.places import listed
 
@@ -26,9 +26,6 @@ _NEVER_NEGATIVE = ("running_var", "num_batches_tracked")
 """What every normalisation layer of PyTorch calls its variances, and the count behind them."""
 
 Weights = Mapping[str, Tensor]
-
-READERS = 4
-"""Files that are read at the same time."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,9 @@ from daskcurv.places import leads_nowhere
 SAFETENSORS = ".safetensors"
 """How the names of safetensors files end."""
 
+READERS = 4
+"""Files that are read at the same time."""
+
 _one_at_a_time = threading.Lock()
 """What PyTorch may load is one list of the whole process."""
 

@@ -23,8 +23,9 @@ from daskcurv.experiment.payload import BARE, Payload, find_payload, weights_in
 from daskcurv.experiment.resnet18 import ModelSpec
 from daskcurv.experiment.search import discover, find
 from daskcurv.experiment.weight_files import look_into
+from daskcurv.logs import counted
 from daskcurv.places import check_writable, exists, listed, place_for
-from daskcurv.runs.curricula import curriculum_of
+from daskcurv.runs.curricula import curriculum_of, described
 from daskcurv.runs.options import RESNET18, LaunchOptions, parse_epochs
 from daskcurv.storage import ResultsStore
 
@@ -81,6 +82,8 @@ def experiment_of(options: LaunchOptions) -> Experiment:
         class_order_source=source,
     )
     experiment.check_parts(str(options.data_path), str(first))
+    if not options.documented:
+        log.info("%s", described(curriculum, source))
     return experiment
 
 
@@ -215,15 +218,15 @@ def choose_epochs(options: LaunchOptions, available: Iterable[int]) -> list[int]
     if missing and not options.skip_missing:
         raise CheckpointError(
             f"{place} has no checkpoint of experiment index {options.experiment_index} for "
-            f"{len(missing)} of {len(wanted)} epochs: "
+            f"{len(missing)} of {counted(len(wanted), 'epoch')}: "
             f"{', '.join(map(str, missing))}. Name other --epochs (or all), or add --skip_missing"
         )
     if missing:
-        log.info("skipping %d epochs without a checkpoint: %s", len(missing), missing)
+        log.info("skipping %s without a checkpoint: %s", counted(len(missing), "epoch"), missing)
     chosen = [epoch for epoch in wanted if epoch in available]
     if not chosen:
         raise CheckpointError(
-            f"none of the {len(wanted)} requested epochs has a checkpoint in {place}"
+            f"none of the requested epochs ({len(wanted)}) has a checkpoint in {place}"
         )
     return chosen
 

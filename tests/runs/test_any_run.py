@@ -209,10 +209,11 @@ def test_the_network_is_built_and_the_weights_read_once_before_they_are_checked(
     directory, monkeypatch
 ):
     """Of the weights that say where they are in a file, only names and shapes are looked at."""
-    built = directory / "built"
-    (directory / "net.py").write_text(
-        NET.replace("    return", f"    open({str(built)!r}, 'a').write('x')\n    return")
-    )
+    place = directory / "built"
+    counting = f"""    with open({str(place)!r}, "a") as file:
+        file.write("x")
+    return"""
+    (directory / "net.py").write_text(NET.replace("    return", counting))
     read: list[Path] = []
     whole = Path.read_bytes
     monkeypatch.setattr(
@@ -228,7 +229,7 @@ def test_the_network_is_built_and_the_weights_read_once_before_they_are_checked(
             }
         )
     )  # fmt: skip
-    assert built.read_text() == "x"
+    assert place.read_text() == "x"
     assert not [path for path in read if path.suffix == ".ckpt"]
     check_checkpoints(experiment, None)
     assert sorted(path for path in read if path.suffix == ".ckpt") == sorted(

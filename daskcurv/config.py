@@ -21,6 +21,7 @@ from daskcurv.errors import ConfigError
 
 Head = Literal["all", "active"]
 HEADS: tuple[str, ...] = get_args(Head)
+OUTPUTS = ("labels", "class_order")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from daskcurv.estimators.precision import lowered_precision
 from daskcurv.estimators.selection import described, has_fast_bfloat16
 from daskcurv.experiment.checkpoints import check_all
 from daskcurv.experiment.experiment import Experiment
+from daskcurv.logs import counted
 from daskcurv.places import existing, exists
 from daskcurv.runs.accuracy import measure
 from daskcurv.runs.cost import (
@@ -206,13 +207,20 @@ def _experiment(checks: _Checks, options: LaunchOptions, named: bool) -> Experim
         experiment = experiment_of(options)
         found = list(experiment.checkpoints.items())
         some = dict(found[place] for place in evenly(len(found), _FILES_READ))
-        check_all(some, experiment.network, {}, payload=experiment.payload)
+        check_all(
+            some,
+            experiment.network,
+            {},
+            payload=experiment.payload,
+            completed=experiment.with_all_outputs,
+        )
     except DaskcurvError as error:
         checks.fail(str(error))
         return None
     checks.ok(f"data: {options.data_path}, {len(experiment.dataset):,} samples")
     checks.ok(f"class order: {experiment.class_order_source}")
-    checks.ok(f"weights: {len(experiment.checkpoints)} epochs, {len(some)} of them read completely")
+    epochs = counted(len(experiment.checkpoints), "epoch")
+    checks.ok(f"weights: {epochs}, {len(some)} of them read completely")
     for one in measure(experiment):
         note = "; no better than guessing" if one.no_better_than_chance else ""
         (checks.note if note else checks.ok)(f"accuracy at epoch {one.epoch}: {one}{note}")

@@ -24,7 +24,7 @@ from daskcurv.audit.inspection_names import FileNames, names_of_files
 from daskcurv.errors import CheckpointError, ConfigError, DataError
 from daskcurv.experiment.data import FORMATS, Format, folders, recognised
 from daskcurv.experiment.data.preprocessing import Preprocessing
-from daskcurv.experiment.payload import Payload, epoch_in, find_payload, weights_in
+from daskcurv.experiment.payload import COUNTS, Payload, find_payload, numbers_in, weights_in
 from daskcurv.experiment.resnet18 import ModelSpec
 from daskcurv.experiment.weight_files import SAFETENSORS, read_content
 from daskcurv.places import exists, leads_nowhere, listed, names_in
@@ -63,8 +63,8 @@ class WeightFile:
     dtypes : tuple of str
     beside : mapping
         What else is there: the value of a plain number by its name, else nothing.
-    epoch : int, optional
-        As the file states it.
+    stated : mapping
+        Epoch and step, as the file states them, by the key.
     spec : ModelSpec, optional
         The documented network, if its names and shapes fit.
     not_finite : tuple of str
@@ -79,7 +79,7 @@ class WeightFile:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     dtypes: tuple[str, ...] = ()
     beside: Mapping[str, str] = field(default_factory=dict)
-    epoch: int | None = None
+    stated: Mapping[str, int] = field(default_factory=dict)
     spec: ModelSpec | None = None
     not_finite: tuple[str, ...] = ()
 
@@ -126,6 +126,30 @@ class WeightGroup:
     def with_weights(self) -> list[WeightFile]:
         """Those files whose weights were found."""
         return [file for file in self.files if file.shapes]
+
+    @property
+    def count_stated(self) -> str:
+        """The key under which all files that were read state another number; empty if none."""
+        for key in COUNTS:
+            numbers = [file.stated[key] for file in self.files if key in file.stated]
+            if len(numbers) == len(self.files) == len(set(numbers)):
+                return key
+        return ""
+
+    @property
+    def grows(self) -> bool:
+        """Whether the files that were read differ in nothing but how many outputs they have."""
+        found = self.with_weights
+        shapes = [
+            {
+                name: shape[1:] if shape and shape[0] == file.outputs else shape
+                for name, shape in file.shapes.items()
+            }
+            for file in found
+        ]
+        outputs = [file.outputs or 0 for file in found]
+        same = all(one == shapes[0] for one in shapes)
+        return same and len(set(outputs)) > 1 and outputs == sorted(outputs)
 
     @property
     def has_documented_network(self) -> bool:
@@ -311,7 +335,7 @@ def describe_weights(path: Path) -> WeightFile:
         payload, weights, spec = _weights(content, path)
     except CheckpointError as error:
         return WeightFile(
-            path, no_weights=str(error), beside=_beside(content, ""), epoch=epoch_in(content)
+            path, no_weights=str(error), beside=_beside(content, ""), stated=numbers_in(content)
         )
     return WeightFile(
         path,
@@ -321,7 +345,7 @@ def describe_weights(path: Path) -> WeightFile:
         shapes={name: tuple(tensor.shape) for name, tensor in weights.items()},
         dtypes=tuple(dict.fromkeys(_dtype(tensor) for tensor in weights.values())),
         beside=_beside(content, payload.key) if payload.key else {},
-        epoch=epoch_in(content),
+        stated=numbers_in(content),
         spec=spec,
         not_finite=tuple(n for n, t in weights.items() if not _is_finite(t)),
     )

@@ -48,6 +48,8 @@ class FileNames:
         Where files are that have the names of the documented run.
     surplus : int
         Files that the pattern fits besides.
+    unnumbered : str
+        The pattern with * for each number that varies.
     """
 
     paths: tuple[Path, ...]
@@ -59,6 +61,7 @@ class FileNames:
     how: str
     directory: Path | None = None
     surplus: int = 0
+    unnumbered: str = ""
 
 
 def names_of_files(paths: Iterable[Path]) -> list[FileNames]:
@@ -87,7 +90,10 @@ def _names(paths: list[Path]) -> FileNames:
     readable = [p for p in numbers if all(len(row[p]) <= _LONGEST for row in rows)]
     place, how = _epoch_place(rows, varying, readable, kinds)
     if place is None:
-        return FileNames(tuple(sorted(paths)), "", "epoch", (), {}, ranges, how)
+        unnumbered = "".join("*" if p in varying else text for p, text in enumerate(rows[0]))
+        return FileNames(
+            tuple(sorted(paths)), "", "epoch", (), {}, ranges, how, unnumbered=unnumbered
+        )
     roles = _roles(place, values, varying, kinds)
     if any(character in text for text in rows[0][::2] for character in "{}*"):
         how = "the path has { } or *, which stand for something in a pattern; rename it"

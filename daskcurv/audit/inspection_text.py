@@ -126,15 +126,15 @@ def _differences(group: WeightGroup) -> Iterator[str]:
         )
         yield _line(
             "differ",
-            f"names or shapes in {first.path.name} and {other.path.name}: {listed(names)}; a "
-            "launch needs files of one network",
+            f"names or shapes in {first.path.name} and {other.path.name}: {listed(names)}; "
+            + ("outputs were added" if group.grows else "a launch needs files of one network"),
         )
     if len({file.payload for file in found}) > 1:
         places = ", ".join(f"{file.path.name}: {file.payload}" for file in found)
         yield _line("differ", f"where the weights are: {places}")
-    stated = [file for file in found if file.epoch is not None]
+    stated = [file for file in found if "epoch" in file.stated]
     if stated and group.names.epochs:
-        values = ", ".join(f"{file.epoch} in {file.path.name}" for file in stated)
+        values = ", ".join(f"{file.stated['epoch']} in {file.path.name}" for file in stated)
         yield _line("stated", f"the files themselves state their epoch: {values}")
 
 
@@ -218,6 +218,13 @@ def _weight_words(group: WeightGroup | None) -> tuple[list[str], list[str]]:
         words += ["--model_dir", str(names.directory)]
     elif names.pattern:
         words += ["--checkpoints", names.pattern]
+    elif names.unnumbered and (key := group.count_stated):
+        words += ["--checkpoints", names.unnumbered]
+        stated = ", ".join(f"{file.stated[key]} in {file.path.name}" for file in group.files)
+        sentences.append(
+            f"The names do not say the epoch ({names.how}); without {{epoch}} in the pattern, a "
+            f"launch takes what each file states under {key!r}: {stated}."
+        )
     else:
         words += ["--checkpoints", "CHECKPOINTS"]
         sentences.append(
@@ -235,6 +242,8 @@ def _weight_words(group: WeightGroup | None) -> tuple[list[str], list[str]]:
             )
         elif values and (kind == "task" or values[0] != LaunchOptions.experiment_index):
             words += [f"--{option}", str(values[0])]
+    if not documented:
+        sentences += _first_epoch(group)
     usual = range(LaunchOptions.start_epoch, LaunchOptions.end_epoch + 1, LaunchOptions.step)
     if documented and set(usual) != set(names.epochs):
         words += ["--epochs", "all"]
@@ -244,6 +253,13 @@ def _weight_words(group: WeightGroup | None) -> tuple[list[str], list[str]]:
     if not group.has_documented_network:
         words += ["--model", "MODEL"]
         sentences.append(_MODEL)
+    if group.grows:
+        words += ["--head", "active"]
+        sentences.append(
+            "Outputs were added during training: give the network all of them, and say when "
+            "classes were added. If classes were numbered as they were added, add --outputs "
+            "class_order and --class_order."
+        )
     if not documented:
         sentences.append(
             "That all classes were in training from the start, and no samples were held out, is "
@@ -251,6 +267,18 @@ def _weight_words(group: WeightGroup | None) -> tuple[list[str], list[str]]:
             "--task_sizes) and what was held out (--validation_per_class)."
         )
     return words, sentences
+
+
+def _first_epoch(group: WeightGroup) -> Iterator[str]:
+    """Yield what the number 0 may mean."""
+    stated = [file.stated["epoch"] for file in group.files if "epoch" in file.stated]
+    epochs = group.names.epochs or (stated if group.count_stated == "epoch" else ())
+    if epochs and min(epochs) == 0 and group.names.counted == "epoch":
+        yield (
+            "Epochs begin at 0: if those weights are of the end of the first epoch, not of the "
+            "time before it, add --epoch_means last. Files do not say which; the training code "
+            "does."
+        )
 
 
 _MODEL = (

@@ -15,11 +15,10 @@ from tqdm import tqdm
 from daskcurv.errors import CheckpointError, DataError, StoreError
 from daskcurv.estimators.auto import MEDIAN_ERROR, WORST_ERROR
 from daskcurv.estimators.selection import reference
-from daskcurv.experiment.checkpoints import READERS
 from daskcurv.experiment.data import Dataset
 from daskcurv.experiment.experiment import Experiment
 from daskcurv.experiment.identity import Recorded
-from daskcurv.experiment.weight_files import digest_and_damage, read_state_dict
+from daskcurv.experiment.weight_files import READERS, digest_and_damage, read_state_dict
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.integrity.digests import Damage
 

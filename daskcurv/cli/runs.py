@@ -30,6 +30,10 @@ COMMON = (
 _TRAINING_RUN = ("model_dir", "class_order", "experiment_index", *settings_of(Schedule))
 
 
+_WEIGHTS = (".pt", ".pth", ".th", ".ckpt", ".bin", ".tar", ".safetensors")
+"""How names end that are not those of run files."""
+
+
 def add_commands(verbs: Any) -> None:
     """Add the commands to the program's parser."""
     _add_launch(verb(verbs, "launch", _launch, "compute curvature into a results store"))
@@ -103,18 +107,35 @@ def _add_job(parser: CommandParser) -> Any:
 def _add_run_file(parser: CommandParser) -> None:
     parser.add_argument(
         "run_file",
-        type=Path,
+        type=_run_file,
         nargs="?",
         metavar="RUN.YAML",
         help="settings of an earlier launch, which it left beside its store; options override them",
     )
 
 
+def _run_file(word: str) -> Path:
+    if Path(word).suffix in _WEIGHTS:
+        raise argparse.ArgumentTypeError(
+            f"{word} is a weight file. If it comes from a pattern that the shell replaced by "
+            "names, put the pattern in quotes: --checkpoints 'run/*.pt'"
+        )
+    return Path(word)
+
+
 def _add_inputs(parser: CommandParser) -> None:
     inputs = parser.add_argument_group("inputs")
     options(inputs, "data_path", "download", "mean", "std", "image_size")
     options(inputs, "checkpoints", "task", "weights_key", "strip_prefix", "model", "model_args")
-    options(inputs, *_TRAINING_RUN, "class_schedule", "task_sizes", "task_epochs", "epoch_means")
+    options(
+        inputs,
+        *_TRAINING_RUN,
+        "class_schedule",
+        "task_sizes",
+        "task_epochs",
+        "epoch_means",
+        "outputs",
+    )
     options(inputs, "validation_per_class")
 
 

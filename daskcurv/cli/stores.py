@@ -8,15 +8,20 @@ import logging
 import statistics
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from daskcurv.cli.options import flag, options, verb
 from daskcurv.config import check_positive
 from daskcurv.errors import ConfigError, StoreError
 from daskcurv.logs import counted
+from daskcurv.places import exists
 from daskcurv.runs.options import LaunchOptions
+
+if TYPE_CHECKING:
+    from daskcurv.storage import ResultsStore
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +138,10 @@ def _has_its_origin(args: argparse.Namespace) -> bool:
     store = ResultsStore.open(args.store)
     index = provenance.experiment_index(store)
     given = vars(args)
+    if args.recompute and (missing := _not_named(store, given)):
+        raise ConfigError(
+            f"--recompute needs more than the checkpoints: add {' and '.join(missing)}"
+        )
     if pattern := given.get("checkpoints"):
         place, checkpoints = pattern, find(*Naming.of(pattern), experiment=index)
     else:
@@ -149,7 +158,7 @@ def _has_its_origin(args: argparse.Namespace) -> bool:
     else:
         log.info("%s: every checkpoint matches the record", place)
     if absent:
-        log.info("%d epochs with results have no file, the first %d", len(absent), absent[0])
+        log.info("without a file: %s, the first %d", counted(len(absent), "epoch"), absent[0])
     if damage or not args.recompute:
         return not damage
     recorded = Recorded.of(store.identity).dataset
@@ -179,6 +188,19 @@ def _has_its_origin(args: argparse.Namespace) -> bool:
     if problem := provenance.disagreement(results):
         log.error("%s", problem)
     return not problem
+
+
+def _not_named(store: ResultsStore, given: Mapping[str, Any]) -> list[str]:
+    """Return the options without which no result of a store can be computed again."""
+    from daskcurv.experiment.identity import Recorded
+
+    made_by = Recorded.of(store.identity).network.get("factory", "")
+    missing = []
+    if "data_path" not in given and not exists(LaunchOptions.data_path, "data set"):
+        missing.append(f"--data_path (there is no data set at {LaunchOptions.data_path})")
+    if ".py:" in made_by and "model" not in given:
+        missing.append(f"--model PATH/{made_by} (the file of the network)")
+    return missing
 
 
 def _add_compact(parser: argparse.ArgumentParser) -> None:

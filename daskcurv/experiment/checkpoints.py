@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,14 @@ from torch import Tensor
 from daskcurv.errors import CheckpointError
 from daskcurv.experiment.networks import Network
 from daskcurv.experiment.payload import BARE, Payload
-from daskcurv.experiment.weight_files import read_state_dict, unreadable
+from daskcurv.experiment.weight_files import READERS, read_state_dict, unreadable
+from daskcurv.logs import counted
 from daskcurv.places import listed
 
 _NEVER_NEGATIVE = ("running_var", "num_batches_tracked")
 """What every normalisation layer of PyTorch calls its variances, and the count behind them."""
 
-READERS = 4
-"""Files that are read at the same time."""
+Weights = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,9 @@ def check_all(
     known: Mapping[int, Checkpoint],
     on_done: Callable[[int], None] = lambda count: None,
     payload: Payload = BARE,
+    completed: Callable[[int, Weights, Weights], Weights] = lambda epoch, weights, expected: (
+        weights
+    ),
 ) -> list[Checkpoint]:
     """Read every checkpoint once: digest, keys, shapes, finite weights.
 
@@ -144,6 +147,9 @@ def check_all(
         Called with the number of files checked so far.
     payload : Payload
         Where the weights are in each file.
+    completed : callable
+        Returns the weights of an epoch with what the network expects and they need not have; see
+        `daskcurv.experiment.experiment.Experiment.with_all_outputs`.
 
     Returns
     -------
@@ -171,7 +177,7 @@ def check_all(
         try:
             status = path.stat()
             state_dict, sha256 = read_state_dict(path, payload)
-            check_weights(expected, state_dict, path)
+            check_weights(expected, completed(epoch, state_dict, expected), path)
         except CheckpointError as error:
             return error
         except OSError as error:
@@ -179,13 +185,13 @@ def check_all(
         return Checkpoint(epoch, path, sha256, status.st_size, status.st_mtime_ns)
 
     checked: list[Checkpoint] = []
-    errors: list[CheckpointError] = []
+    errors: dict[Path, CheckpointError] = {}
     with ThreadPoolExecutor(READERS) as pool:
         looks = dict(zip(paths, pool.map(look_at, paths), strict=True))
         times = Counter(looks.values())
-        for result in pool.map(check, paths):
+        for epoch, result in zip(paths, pool.map(check, paths), strict=True):
             if isinstance(result, CheckpointError):
-                errors.append(result)
+                errors[paths[epoch]] = result
             else:
                 checked.append(result)
             on_done(len(checked) + len(errors))
@@ -194,8 +200,15 @@ def check_all(
     return checked
 
 
-def _joined(errors: Iterable[CheckpointError]) -> str:
-    texts = [str(error) for error in errors]
+def _joined(errors: Mapping[Path, CheckpointError]) -> str:
+    """Return all messages; once, if that of several files is the same but for their names."""
+    alike: dict[str, list[Path]] = {}
+    for path, error in errors.items():
+        alike.setdefault(str(error).replace(str(path), ""), []).append(path)
+    texts = [
+        str(errors[first]) + (f" (and {counted(len(more), 'other file')} alike)" if more else "")
+        for first, *more in alike.values()
+    ]
     if len(texts) == 1:
         return texts[0]
-    return f"{len(texts)} checkpoints cannot be used:\n  " + "\n  ".join(texts)
+    return f"{len(errors)} checkpoints cannot be used:\n  " + "\n  ".join(texts)

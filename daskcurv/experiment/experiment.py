@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from daskcurv.config import EstimatorConfig, Identity, differences
-from daskcurv.errors import ConfigError, DataError, StoreError
+from daskcurv.config import HEADS, OUTPUTS, EstimatorConfig, Identity, check_choice, differences
+from daskcurv.errors import CheckpointError, ConfigError, DataError, StoreError
 from daskcurv.estimators.auto import CHECK_SAMPLES
 from daskcurv.estimators.probes import GENERATOR
 from daskcurv.estimators.scoring import Scorer
@@ -25,8 +25,10 @@ from daskcurv.experiment.data import Dataset
 from daskcurv.experiment.data.prepared import Prepared
 from daskcurv.experiment.identity import Recorded
 from daskcurv.experiment.networks import Factory, Network, network_of, outputs_of
+from daskcurv.experiment.outputs import in_label_order, rows_of_head, widened
 from daskcurv.experiment.payload import BARE, Payload
 from daskcurv.experiment.weight_files import read_state_dict
+from daskcurv.places import listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,11 @@ class Experiment:
         Its precision is decided; its method is ``"auto"`` if workers may fall back to direct finite
         differences.
     head : {"all", "active"}
-        Outputs that take part in the loss: all, or those of the active classes.
+        Outputs that take part in the loss: all, or those of the active classes. With the latter, an
+        epoch's file may have only the outputs that were there then.
+    outputs : {"labels", "class_order"}
+        What output j of the network stands for: the class with label j, or the j-th class in the
+        curriculum's order. Results are in terms of the labels all the same.
     experiment_index : int
         Which of several training runs it is.
     validation_per_class : int
@@ -63,6 +69,7 @@ class Experiment:
     estimator: EstimatorConfig
     payload: Payload = BARE
     head: str = "all"
+    outputs: str = "labels"
     experiment_index: int = 0
     validation_per_class: int = 0
     class_order_source: str = ""
@@ -105,6 +112,7 @@ class Experiment:
             curriculum=recorded.curriculum,
             estimator=recorded.estimator,
             head=recorded.head,
+            outputs=recorded.outputs,
             experiment_index=recorded.experiment_index or 0,
             validation_per_class=recorded.dataset["validation_per_class"],
         )
@@ -122,6 +130,8 @@ class Experiment:
         return {
             "estimator": {**recorded_as(self.estimator).to_dict(), "probes": GENERATOR},
             "head": self.head,
+            # Stores of networks whose outputs are in the order of the labels have no such entry.
+            **({"outputs": self.outputs} if self.outputs != "labels" else {}),
             "model": self.network.to_dict(),
             # Stores of bare state dicts have no such entry.
             **({"payload": self.payload.to_dict()} if self.payload != BARE else {}),
@@ -146,8 +156,26 @@ class Experiment:
         """
         return replace(self, dataset=copy, checkpoints={})
 
-    def check(self, data: str = "the data set", weights: str = "the checkpoints") -> None:
-        """Check that the parts belong together.
+    def check(self) -> None:
+        """Check that the parts belong together, and try the network on an image.
+
+        Raises
+        ------
+        DataError, ConfigError
+        """
+        self.check_parts()
+        if not isinstance(self.network, Factory):
+            return
+        image = self.dataset.normalise(self.dataset.images[:1])
+        given = outputs_of(self.network.build(), image, self.network.factory)
+        if given != self.network.num_classes:
+            raise ConfigError(
+                f"the network {self.network.factory} cannot be used: it has {given} outputs "
+                f"for an image, not the {self.network.num_classes} that are stated"
+            )
+
+    def check_parts(self, data: str = "the data set", weights: str = "the checkpoints") -> None:
+        """Check that the parts belong together, going by what is known of each.
 
         Parameters
         ----------
@@ -158,20 +186,15 @@ class Experiment:
         ------
         DataError, ConfigError
         """
+        check_choice("head", self.head, HEADS)
+        check_choice("outputs", self.outputs, OUTPUTS)
         outputs = self.network.num_classes
         if (largest := int(self.dataset.labels.max())) >= outputs:
             raise DataError(
                 f"{data} has label {largest}, but the network of {weights} has {outputs} outputs; "
-                "data set and checkpoints do not belong together"
+                "data set and checkpoints do not belong together, unless outputs were added during "
+                "training: then give the network all of them (--model_args), and add --head active"
             )
-        if isinstance(self.network, Factory):
-            image = self.dataset.normalise(self.dataset.images[:1])
-            given = outputs_of(self.network.build(), image, self.network.factory)
-            if given != outputs:
-                raise ConfigError(
-                    f"the network {self.network.factory} cannot be used: it has {given} outputs "
-                    f"for an image, not the {outputs} that are stated"
-                )
         if sorted(self.curriculum.order) != list(range(outputs)):
             raise ConfigError(
                 f"the class order has {len(self.curriculum.order)} entries; expected each of the "
@@ -235,9 +258,57 @@ class Experiment:
         if weights is None:
             weights, _ = read_state_dict(path, self.payload)
         model = self.network.build()
-        check_weights(model.state_dict(), weights, path)
+        expected = model.state_dict()
+        weights = self.with_all_outputs(epoch, weights, expected)
+        check_weights(expected, weights, path)
         model.load_state_dict(weights)
+        if self.outputs == "class_order":
+            image = self.dataset.normalise(self.dataset.images[:1])
+            model = in_label_order(model, self.curriculum.order, image)
         return model
+
+    def with_all_outputs(
+        self, epoch: int, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """Return the weights of an epoch, with outputs added that were not there yet.
+
+        These are of classes that are not active, so that the loss does not depend on them.
+
+        Parameters
+        ----------
+        epoch : int
+        weights, expected : mapping of Tensor
+            What the epoch's file has, and what the network has.
+
+        Raises
+        ------
+        CheckpointError
+            If the outputs that are there are not those of the active classes.
+        """
+        every = self.network.num_classes
+        number = rows_of_head(weights, expected, every)
+        if number == every:
+            return weights
+        classes = self.active_classes(epoch)
+        what = f"checkpoint {self.checkpoints[epoch]} has {number} of the network's {every} outputs"
+        if self.head != "active":
+            raise CheckpointError(
+                f"{what}; if outputs were added during training, add --head active, and describe "
+                "when (docs/your-run.md, Classes)"
+            )
+        if len(classes) != number:
+            raise CheckpointError(
+                f"{what}, but {len(classes)} classes are active at epoch {epoch}; correct the "
+                "schedule of the classes. At an epoch of additions, --class_partition trained is "
+                "for files that were saved before outputs were added"
+            )
+        if self.outputs == "labels" and set(classes) != set(range(number)):
+            raise CheckpointError(
+                f"{what}, which cannot be those of the active classes "
+                f"{listed(list(map(str, sorted(classes))))} if output j is class j; add --outputs "
+                "class_order if they are in the order in which classes were added"
+            )
+        return widened(weights, expected, every)
 
     def scorer(
         self,

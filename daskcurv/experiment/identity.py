@@ -25,6 +25,7 @@ class Recorded:
     curriculum : Curriculum
         Without classes if no order is recorded.
     head : {"all", "active"} or None
+    outputs : {"labels", "class_order"}
     network, payload : mapping
         As their own modules read them.
     dataset : mapping
@@ -37,6 +38,7 @@ class Recorded:
     estimator: EstimatorConfig | None
     curriculum: Curriculum
     head: str | None
+    outputs: str
     network: Mapping[str, Any]
     payload: Mapping[str, Any]
     dataset: Mapping[str, Any]
@@ -52,6 +54,7 @@ class Recorded:
             estimator=None if imported else _estimator(identity.get("estimator")),
             curriculum=Curriculum.of(identity.get("classes", {})),
             head=identity.get("head"),
+            outputs=identity.get("outputs", "labels"),
             network=identity.get("model", {}),
             payload=identity.get("payload", {}),
             dataset=identity.get("dataset", {}),

@@ -2,7 +2,8 @@
 
 A pattern is a name, or a path below a directory, in which ``{epoch}``, ``{step}``, ``{task}`` and
 ``{experiment}`` (or ``{run}``) stand for numbers and ``*`` for anything in one part of the path.
-``{epoch:03d}`` is the same as ``{epoch}``: numbers are read with whatever zeros before them.
+``{epoch:03d}`` is the same as ``{epoch}``: numbers are read with whatever zeros before them. Where
+a pattern has neither epoch nor step, the contents of the files have to say it.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class Naming:
     Attributes
     ----------
     patterns : tuple of str
-        Names with ``{epoch}``, or ``{step}`` where there are no epochs, and ``{experiment}`` if
-        several runs share a directory.
+        Names with ``{epoch}``, ``{step}`` where there are no epochs, or neither if the files
+        themselves state their epochs, and ``{experiment}`` if several runs share a directory.
     alike : str
         Regular expression that finds experiment and epoch in names that are spelled differently, or
         have something added; by default such names are not looked for.
@@ -64,9 +65,10 @@ class Naming:
         parts = Path(pattern).parts
         if parts[:1] == ("~",):
             parts = (*Path.home().parts, *parts[1:])
-        fixed = next((n for n, part in enumerate(parts) if _PLACEHOLDER.search(part)), len(parts))
-        if fixed == len(parts):
-            _check(pattern)
+        if not parts:
+            raise ConfigError("the name pattern is empty; expected a path such as 'run/{epoch}.pt'")
+        placed = (n for n, part in enumerate(parts) if _PLACEHOLDER.search(part))
+        fixed = next(placed, len(parts) - 1)
         return Path(*parts[:fixed]), cls(("/".join(parts[fixed:]),))
 
     def example(self, experiment_index: int | str, epoch: int | str) -> str:
@@ -88,6 +90,11 @@ class Naming:
 def number_of(values: Values) -> int:
     """Return the epoch that a name says, or the step if it says none."""
     return int(values["epoch"] if "epoch" in values else values["step"])
+
+
+def is_numbered(values: Values) -> bool:
+    """Return whether a name says an epoch or a step."""
+    return "epoch" in values or "step" in values
 
 
 def is_fixed(component: str) -> bool:
@@ -163,12 +170,10 @@ def _check(pattern: str) -> None:
                 f"the name pattern {pattern!r} has {{{kind}}}; expected {{epoch}}, {{step}}, "
                 "{task}, {experiment} (or {run}), and * for anything else"
             )
-    counted = "epoch" if "epoch" in kinds else "step"
-    if kinds.count(counted) != 1 or len(set(kinds)) < len(kinds):
+    if len(set(kinds)) < len(kinds):
         raise ConfigError(
-            f"the name pattern {pattern!r} has to have {{epoch}} once (or {{step}}, if its files "
-            "are named by steps), and {task} and {experiment} at most once; where a number is "
-            "repeated, write *"
+            f"the name pattern {pattern!r} can have {{epoch}} (or {{step}}, if its files are named "
+            "by steps), {task} and {experiment} only once each; where a number is repeated, write *"
         )
     if "**" in pattern or re.search(r"\}\{", pattern):
         raise ConfigError(

@@ -11,11 +11,13 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from functools import reduce
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -95,8 +97,10 @@ class Factory:
         return cls(name, num_classes, _source_digest(function), arguments)
 
     @classmethod
-    def named(cls, name: str, arguments: Mapping[str, Any], image: Tensor) -> Factory:
-        """Return the network that a name stands for, with as many outputs as it turns out to have.
+    def named(
+        cls, name: str, arguments: Mapping[str, Any], image: Tensor
+    ) -> tuple[Factory, nn.Module]:
+        """Return the network that a name stands for, and the one that was built to count outputs.
 
         Parameters
         ----------
@@ -132,9 +136,11 @@ class Factory:
             directory = Path(where).absolute().parent
             where = Path(where).name
         factory = f"{where}:{function}"
-        digest = _source_digest(_found(factory, directory))
-        found = cls(factory, 0, digest, arguments, directory)
-        return replace(found, num_classes=outputs_of(found.build(), image, name))
+        made_by = _found(factory, directory)
+        digest = _source_digest(made_by)
+        model = _made(made_by, factory, arguments)
+        outputs = outputs_of(model, image, name)
+        return cls(factory, outputs, digest, arguments, directory), model
 
     def build(self) -> nn.Module:
         """Return the network, with whatever weights.
@@ -150,19 +156,7 @@ class Factory:
                 f"the file that defines {self.factory} is not the one recorded: it has changed, or "
                 "is another one on this machine. Restore it, or choose another --store"
             )
-        try:
-            model = function(**self.arguments)
-        except Exception as error:
-            # It is the user's own code, or a library's that refuses its arguments.
-            raise ConfigError(
-                f"the factory {self.factory} fails with the arguments {dict(self.arguments)}: "
-                f"{type(error).__name__}: {error}. Set them with --model_args"
-            ) from error
-        if not isinstance(model, nn.Module):
-            raise ConfigError(
-                f"{self.factory} returned a {type(model).__name__}; expected a torch.nn.Module"
-            )
-        return model
+        return _made(function, self.factory, self.arguments)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-able dictionary."""
@@ -211,6 +205,21 @@ def network_of(recorded: Mapping[str, Any], directory: Path | None = None) -> Ne
     return ModelSpec(**recorded)
 
 
+def _made(function: Any, name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Return the network that a factory makes."""
+    try:
+        model = function(**arguments)
+    except Exception as error:
+        # It is the user's own code, or a library's that refuses its arguments.
+        raise ConfigError(
+            f"the factory {name} fails with the arguments {dict(arguments)}: "
+            f"{type(error).__name__}: {error}. Set them with --model_args"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{name} returned a {type(model).__name__}; expected a torch.nn.Module")
+    return model
+
+
 def _found(name: str, directory: Path | None) -> Any:
     """Return a factory by its name, from a file of the directory or by importing it."""
     where, _, path = name.partition(":")
@@ -234,7 +243,9 @@ def _found(name: str, directory: Path | None) -> Any:
     except FileNotFoundError as error:
         raise ConfigError(f"the network's file {file} does not exist; check --model") from error
     except AttributeError as error:
-        raise ConfigError(f"the network's file {file} has no {path}: {error}") from error
+        raise ConfigError(
+            f"the network's file {file} has no {path}: {error}{_close(path, module)}"
+        ) from error
     except Exception as error:
         raise ConfigError(
             f"the network's file {file} cannot be imported: {type(error).__name__}: {error}. What "
@@ -243,14 +254,30 @@ def _found(name: str, directory: Path | None) -> Any:
 
 
 def _imported(name: str) -> Any:
-    module, _, path = name.partition(":")
+    where, _, path = name.partition(":")
+    file = Path(*where.split(".")).with_suffix(".py")
+    hint = "Start Python where it can, on every worker too"
+    if file.is_file():
+        hint = f"If the file {file} is meant, write {file}:{path}"
     try:
-        return reduce(getattr, path.split("."), import_module(module))
-    except (ImportError, AttributeError) as error:
+        module = import_module(where)
+    except ImportError as error:
         raise ConfigError(
-            f"the network's factory {name} cannot be imported: {error}. Start Python where it can, "
-            "on every worker too"
+            f"the network's factory {name} cannot be imported: {error}. {hint}"
         ) from error
+    try:
+        return reduce(getattr, path.split("."), module)
+    except AttributeError as error:
+        raise ConfigError(
+            f"the network's factory {name} cannot be imported: {error}{_close(path, module)}"
+        ) from error
+
+
+def _close(path: str, module: ModuleType) -> str:
+    """Return what a name may have been meant to be, as the end of a message; else nothing."""
+    names = [name for name, value in vars(module).items() if callable(value)]
+    close = get_close_matches(path, names, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _source_digest(function: Any) -> str:

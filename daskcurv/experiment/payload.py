@@ -29,6 +29,9 @@ KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "module")
 AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict", "model_ema_state_dict", "ema")
 """Keys under which it keeps a moving average of them beside."""
 
+COUNTS = ("epoch", "global_step")
+"""Keys under which it keeps how far the training is."""
+
 WRAPPERS = ("module", "_orig_mod")
 """What DataParallel and torch.compile put before the names of the network they wrap."""
 
@@ -142,14 +145,16 @@ def weights_in(content: Any, payload: Payload, path: Path) -> dict[str, Tensor]:
     return renamed
 
 
-def epoch_in(content: Any) -> int | None:
-    """Return the epoch that a file's contents state under ``epoch``, or None."""
-    epoch = content.get("epoch") if isinstance(content, Mapping) else None
-    if isinstance(epoch, Tensor) and epoch.ndim == 0 and not epoch.is_meta:
-        epoch = epoch.item()
-    if isinstance(epoch, (int, np.integer)) and not isinstance(epoch, bool) and epoch >= 0:
-        return int(epoch)
-    return None
+def numbers_in(content: Any) -> dict[str, int]:
+    """Return the epoch and the step that a file's contents state, by the key in `COUNTS`."""
+    found = {}
+    for key in COUNTS:
+        number = content.get(key) if isinstance(content, Mapping) else None
+        if isinstance(number, Tensor) and number.ndim == 0 and not number.is_meta:
+            number = number.item()
+        if isinstance(number, (int, np.integer)) and not isinstance(number, bool) and number >= 0:
+            found[key] = int(number)
+    return found
 
 
 def is_state_dict(content: Any) -> TypeGuard[Mapping[str, Tensor]]:

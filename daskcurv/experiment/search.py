@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,10 +19,13 @@ from daskcurv.experiment.naming import (
     filled,
     has_variants,
     is_fixed,
+    is_numbered,
     narrowed,
     number_of,
     values_in,
 )
+from daskcurv.experiment.payload import COUNTS, numbers_in
+from daskcurv.experiment.weight_files import READERS, look_into
 from daskcurv.places import listed, names_in
 
 log = logging.getLogger(__name__)
@@ -120,7 +124,8 @@ def find(
     Returns
     -------
     dict
-        File by epoch, in the order of epochs; by step where names say no epoch.
+        File by epoch, in the order of epochs; by step where names say no epoch. Where they say
+        neither, by what the files state.
 
     Raises
     ------
@@ -151,6 +156,11 @@ def _nothing(root: Path, naming: Naming, search: _Search) -> str:
         return f"{root} has no files named {what}; it has {kind} {values}. Name one with {option}"
     assert search.stop is not None
     _, directory, part = search.stop
+    if (directory / part).is_dir():
+        return (
+            f"{directory / part} is a directory, not a weight file; give the pattern of the files "
+            f"in it, such as '{directory / part}/net-{{epoch}}.pt', in quotes"
+        )
     names = [name + "/" * is_directory for name, is_directory in _entries(directory, "*")]
     if not names:
         return f"{root} has no files named {what}: {directory} is empty"
@@ -182,10 +192,11 @@ def _by_epoch(files: list[_File], root: Path, task: int | None) -> dict[int, Pat
                 f"one with {option}"
             )
     found: dict[int, _File] = {}
-    for file in files:
-        number = number_of(file.values)
+    named = all(is_numbered(file.values) for file in files)
+    numbers = [number_of(file.values) for file in files] if named else _stated(files)
+    for file, number in zip(files, numbers, strict=True):
         if number in found and found[number].path != file.path:
-            counted = "epoch" if "epoch" in file.values else "step"
+            counted = "step" if "step" in file.values else "epoch"
             both = (str(one.path.relative_to(root)) for one in (found[number], file))
             raise CheckpointError(
                 f"{root} has two files for {counted} {number}: {' and '.join(both)}. Narrow the "
@@ -193,6 +204,28 @@ def _by_epoch(files: list[_File], root: Path, task: int | None) -> dict[int, Pat
             )
         found[number] = file
     return {number: found[number].path for number in sorted(found)}
+
+
+def _stated(files: list[_File]) -> list[int]:
+    """Return the epochs that files state in their contents; steps, where they state no epochs."""
+    with ThreadPoolExecutor(READERS) as pool:
+        stated = list(pool.map(lambda file: numbers_in(look_into(file.path)), files))
+    for key in COUNTS:
+        if all(key in numbers for numbers in stated):
+            found = [numbers[key] for numbers in stated]
+            log.info(
+                "epochs as the files state them under %r: %s",
+                key,
+                listed([str(number) for number in sorted(found)]),
+            )
+            return found
+    key = next((key for key in COUNTS if any(key in numbers for numbers in stated)), "")
+    silent = [str(f.path) for f, numbers in zip(files, stated, strict=True) if key not in numbers]
+    raise CheckpointError(
+        f"the pattern {files[0].pattern} has no {{epoch}}, and {listed(silent)} "
+        f"{'states' if len(silent) == 1 else 'state'} no {key or ' or '.join(COUNTS)}. Write "
+        "{epoch} where a name has its number, or narrow the pattern to files that state it"
+    )
 
 
 def _no_task(path: Path) -> CheckpointError:

@@ -30,6 +30,9 @@ from daskcurv.places import leads_nowhere
 SAFETENSORS = ".safetensors"
 """How the names of safetensors files end."""
 
+READERS = 4
+"""Files that are read at the same time."""
+
 _one_at_a_time = threading.Lock()
 """What PyTorch may load is one list of the whole process."""
 
@@ -122,6 +125,26 @@ def read_state_dict(path: Path, payload: Payload = BARE) -> tuple[dict[str, Tens
     return weights_in(content, payload, path), sha256
 
 
+def look_into(path: Path) -> Any:
+    """Return all that a checkpoint file holds, without reading the tensors where that can be.
+
+    Damage of tensors is not found: their values are read when they are used, from the file as it is
+    then.
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be read, or has more than tensors and plain data.
+    """
+    try:
+        if path.suffix == SAFETENSORS:
+            return safetensors.torch.load_file(path)
+        return _loaded(path)
+    except Exception:
+        # Files from before PyTorch 1.6 cannot be mapped; of others, reading says what is wrong.
+        return read_content(path)[0]
+
+
 def read_content(path: Path) -> tuple[Any, str]:
     """Read a checkpoint file once, for all that it holds and its digest.
 
@@ -136,7 +159,7 @@ def read_content(path: Path) -> tuple[Any, str]:
             content: Any = safetensors.torch.load(data)
         else:
             check_records(data)
-            content = _loaded(data)
+            content = _loaded(io.BytesIO(data))
     except Exception as error:
         # Damaged files fail inside zipfile, pickle or the storage reader, each in its own way.
         text = str(error).strip() or repr(error)
@@ -163,11 +186,17 @@ def read_content(path: Path) -> tuple[Any, str]:
     return content, hashlib.sha256(data).hexdigest()
 
 
-def _loaded(data: bytes) -> Any:
-    """Return what a file of ``torch.save`` holds: tensors and plain data, never anything run."""
+def _loaded(file: io.BytesIO | Path) -> Any:
+    """Return what a file of ``torch.save`` holds: tensors and plain data, never anything run.
+
+    The tensors of a path are mapped, those of bytes are read.
+    """
+    mapped = isinstance(file, Path)
 
     def load() -> Any:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if isinstance(file, io.BytesIO):
+            file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
 
     try:
         return load()

@@ -128,8 +128,8 @@ def say_accuracy(experiment: Experiment) -> list[dict[str, Any]]:
         log.warning(
             "at epoch %d the network is not better than chance (1 of %d classes): %s. Usual "
             "causes: --mean and --std of another training run; images with channels in another "
-            "order; outputs in another order than the labels; weights of other data; an untrained "
-            "network",
+            "order; outputs in another order than the labels (--outputs class_order if in that of "
+            "the classes' additions); weights of other data; an untrained network",
             last.epoch,
             last.active,
             last,

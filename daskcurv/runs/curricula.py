@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,6 @@ from daskcurv.experiment.class_order import find_class_order
 from daskcurv.experiment.curriculum import Curriculum, Schedule, read_class_order
 from daskcurv.experiment.schedules import Steps, of_tasks, read_steps
 from daskcurv.runs.options import LaunchOptions
-
-log = logging.getLogger(__name__)
 
 NONE = "none"
 """Of `LaunchOptions.class_schedule`: all classes from the start."""
@@ -43,11 +40,13 @@ def curriculum_of(options: LaunchOptions, num_classes: int) -> tuple[Curriculum,
     elif options.class_order is not None:
         order, source = read_class_order(options.class_order, num_classes), str(options.class_order)
     else:
+        if options.outputs == "class_order":
+            raise ConfigError(
+                "--outputs class_order needs the order of the classes; name its file with "
+                "--class_order FILE.npy"
+            )
         order, source = np.arange(num_classes), BY_LABEL
-    curriculum = Curriculum(tuple(order.tolist()), schedule)
-    if not options.documented:
-        log.info("%s", _said(curriculum, source))
-    return curriculum, source
+    return Curriculum(tuple(order.tolist()), schedule), source
 
 
 def _schedule(options: LaunchOptions, num_classes: int) -> Schedule | Steps:
@@ -81,7 +80,8 @@ def _sizes(text: str) -> tuple[int, ...]:
         ) from None
 
 
-def _said(curriculum: Curriculum, source: str) -> str:
+def described(curriculum: Curriculum, source: str) -> str:
+    """Return when classes become active, in words."""
     schedule = curriculum.schedule
     if isinstance(schedule, Steps) and len(schedule.counts) == 1:
         return f"all {len(curriculum.order)} classes are active from the start"

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from daskcurv.config import EstimatorConfig
 from daskcurv.errors import CheckpointError, ConfigError, StoreError
 from daskcurv.estimators.selection import resolve
@@ -20,9 +22,10 @@ from daskcurv.experiment.networks import Factory, Network
 from daskcurv.experiment.payload import BARE, Payload, find_payload, weights_in
 from daskcurv.experiment.resnet18 import ModelSpec
 from daskcurv.experiment.search import discover, find
-from daskcurv.experiment.weight_files import read_content
+from daskcurv.experiment.weight_files import look_into
+from daskcurv.logs import counted
 from daskcurv.places import check_writable, exists, listed, place_for
-from daskcurv.runs.curricula import curriculum_of
+from daskcurv.runs.curricula import curriculum_of, described
 from daskcurv.runs.options import RESNET18, LaunchOptions, parse_epochs
 from daskcurv.storage import ResultsStore
 
@@ -73,11 +76,14 @@ def experiment_of(options: LaunchOptions) -> Experiment:
         curriculum=curriculum,
         estimator=selected(options)[0],
         head=options.head,
+        outputs=options.outputs,
         experiment_index=options.experiment_index,
         validation_per_class=held_out,
         class_order_source=source,
     )
-    experiment.check(str(options.data_path), str(first))
+    experiment.check_parts(str(options.data_path), str(first))
+    if not options.documented:
+        log.info("%s", described(curriculum, source))
     return experiment
 
 
@@ -139,15 +145,17 @@ def _first_usable(
 
     Damaged files are left to the check of all files, which lists every one of them.
     """
-    network = None
-    if options.model != RESNET18:
+    network: Network | None = None
+    if options.model == RESNET18:
+        model: nn.Module = ModelSpec().build()
+    else:
         image = dataset.normalise(dataset.images[:1])
-        network = Factory.named(options.model, _arguments(options.model_args), image)
+        network, model = Factory.named(options.model, _arguments(options.model_args), image)
         log.info("network %s: %d outputs", options.model, network.num_classes)
-    names = (network or ModelSpec()).build().state_dict().keys()
+    names = model.state_dict().keys()
     for path in paths:
         try:
-            content, _ = read_content(path)
+            content = look_into(path)
             payload = find_payload(content, path, names, key=options.weights_key or "")
         except CheckpointError:
             if path == paths[-1]:
@@ -163,8 +171,24 @@ def _first_usable(
                 f"the weights in {path} are those of another network than {RESNET18}: unexpected "
                 f"{listed(list(weights))}. Name the network with --model"
             )
-        return path, network or ModelSpec.infer(weights), payload
+        if network is None:
+            network = _widest(ModelSpec.infer(weights), options, dataset)
+        return path, network, payload
     raise AssertionError("there is at least one file")
+
+
+def _widest(spec: ModelSpec, options: LaunchOptions, dataset: Dataset) -> ModelSpec:
+    """Return the documented network with the outputs of all classes, if they are added later."""
+    classes = int(dataset.labels.max()) + 1
+    if options.head != "active" or classes <= spec.num_classes:
+        return spec
+    log.info(
+        "the first weights have %d outputs, and the data set has %d classes: outputs are taken to "
+        "be added with the classes",
+        spec.num_classes,
+        classes,
+    )
+    return replace(spec, num_classes=classes)
 
 
 def _arguments(text: str | None) -> dict[str, Any]:
@@ -194,15 +218,15 @@ def choose_epochs(options: LaunchOptions, available: Iterable[int]) -> list[int]
     if missing and not options.skip_missing:
         raise CheckpointError(
             f"{place} has no checkpoint of experiment index {options.experiment_index} for "
-            f"{len(missing)} of {len(wanted)} epochs: "
+            f"{len(missing)} of {counted(len(wanted), 'epoch')}: "
             f"{', '.join(map(str, missing))}. Name other --epochs (or all), or add --skip_missing"
         )
     if missing:
-        log.info("skipping %d epochs without a checkpoint: %s", len(missing), missing)
+        log.info("skipping %s without a checkpoint: %s", counted(len(missing), "epoch"), missing)
     chosen = [epoch for epoch in wanted if epoch in available]
     if not chosen:
         raise CheckpointError(
-            f"none of the {len(wanted)} requested epochs has a checkpoint in {place}"
+            f"none of the requested epochs ({len(wanted)}) has a checkpoint in {place}"
         )
     return chosen
 

@@ -122,6 +122,7 @@ def check_checkpoints(experiment: Experiment, store: ResultsStore | None) -> lis
             _recorded(store) if store else {},
             on_done=lambda _: bar.update(),
             payload=experiment.payload,
+            completed=experiment.with_all_outputs,
         )
 
 

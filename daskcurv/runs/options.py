@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daskcurv.clusters.options import ClusterOptions, cluster_options
-from daskcurv.config import HEADS, EstimatorConfig, check_positive
+from daskcurv.config import HEADS, OUTPUTS, EstimatorConfig, check_positive
 from daskcurv.declared import check_choices, documented, setting, settings_of
 from daskcurv.errors import ConfigError
 from daskcurv.experiment.curriculum import Schedule
@@ -108,6 +108,12 @@ class LaunchOptions:
     task_epochs: int | None = setting(None, "with task_sizes: number of epochs per task")
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
     head: str = setting("all", "outputs of the network that take part in the loss", choices=HEADS)
+    outputs: str = setting(
+        "labels",
+        "what output j of the network is: class j (labels), or the j-th class of the class order "
+        "(class_order), as in training code that numbers classes as they are added",
+        choices=OUTPUTS,
+    )
     schedule: Schedule = field(default_factory=Schedule)
     store: Path = setting(RESULTS / "curvature.zarr", "results store (Zarr)")
     save_base_dir: Path = setting(

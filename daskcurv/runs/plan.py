@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from daskcurv.experiment.checkpoints import Checkpoint
 from daskcurv.experiment.experiment import Experiment
+from daskcurv.logs import counted
 from daskcurv.runs.options import LaunchOptions
 from daskcurv.runs.tasks import BlockTask
 from daskcurv.storage import ResultsStore
@@ -76,9 +77,10 @@ class Plan:
         total, left = self.missing.size, int(self.missing.sum())
         epochs_left = int(self.missing.any(axis=1).sum())
         return (
-            f"{len(self.checkpoints)} epochs, {total} blocks, {int(self.samples.sum()):,} active "
-            f"samples; to do: {epochs_left} epochs, {left} blocks, "
-            f"{int(self.samples[self.missing].sum()):,} samples"
+            f"{counted(len(self.checkpoints), 'epoch')}, {counted(total, 'block')}, "
+            f"{counted(int(self.samples.sum()), 'active sample')}; to do: "
+            f"{counted(epochs_left, 'epoch')}, {counted(left, 'block')}, "
+            f"{counted(int(self.samples[self.missing].sum()), 'sample')}"
         )
 
 

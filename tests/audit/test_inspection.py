@@ -102,12 +102,31 @@ def test_a_wrapped_network_with_an_epoch_beside(tmp_path, capsys):
     assert (options.model, options.mean) == (FILLED["MODEL"], FILLED["MEAN"])
 
 
+def test_the_epoch_is_taken_from_files_whose_names_lack_it(tmp_path, capsys):
+    for epoch, name in ((1, "seed-7.pt"), (3, "seed-8.pt")):
+        write_parallel(tmp_path / name, epoch)
+    text = inspected(capsys, tmp_path)
+    assert "a launch takes what each file states under 'epoch': 1 in seed-7.pt, 3 in seed-8" in text
+    assert "Epochs begin at 0" not in text
+    assert options_of(text).checkpoints == str(tmp_path / "seed-*.pt")
+    write_parallel(tmp_path / "seed-8.pt", 1)
+    assert options_of(inspected(capsys, tmp_path)).checkpoints == FILLED["CHECKPOINTS"]
+
+
 def test_files_of_other_shapes_are_told(tmp_path, capsys):
     for epoch, outputs in ((0, 3), (1, 5)):
         write_parallel(tmp_path / f"net-{epoch}.pt", epoch, outputs)
     text = inspected(capsys, tmp_path)
     assert "outputs: 3 in net-0.pt, 5 in net-1.pt" in text
-    assert "names or shapes in net-0.pt and net-1.pt: 1.bias, 1.weight" in text
+    assert "names or shapes in net-0.pt and net-1.pt: 1.bias, 1.weight; outputs were added" in text
+    assert "give the network all of them" in text
+    assert options_of(text).head == "active"
+    assert "Epochs begin at 0: if those weights are of the end of the first epoch" in text
+    state = {"w": torch.ones(3, 4)}
+    torch.save({"net": state}, tmp_path / "net-0.pt")
+    text = inspected(capsys, tmp_path)
+    assert "a launch needs files of one network" in text
+    assert options_of(text).head == "all"
 
 
 def test_the_documented_network_under_other_names(tmp_path, capsys):

@@ -99,7 +99,7 @@ def test_another_file_and_an_absent_one_are_told_apart(verify, tmp_path):
     code, said = verify(models=tmp_path)
     assert code == 1
     assert "index-0_epoch-1.pt: not the file that the results of epoch 1" in said
-    assert "1 epochs with results have no file, the first 4" in said
+    assert "without a file: 1 epoch, the first 4" in said
 
 
 def test_results_are_computed_again_and_agree(launched, verify):

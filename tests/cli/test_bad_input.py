@@ -143,7 +143,7 @@ def test_options_may_be_spelled_with_hyphens(project, monkeypatch, capsys):
     ]  # fmt: skip
     assert main(arguments) == 0
     printed = capsys.readouterr().err
-    assert "skipping 1 epochs without a checkpoint: [3]" in printed
+    assert "skipping 1 epoch without a checkpoint: [3]" in printed
     assert "2 epochs, 6 blocks" in printed
 
 

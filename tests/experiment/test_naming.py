@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from daskcurv.errors import CheckpointError, ConfigError
 from daskcurv.experiment.naming import Naming
@@ -129,6 +130,8 @@ def refusal_of(function: Callable[..., Any], *arguments: Any, **options: Any) ->
         ("a/*/checkpoint-{step}/model.safetensors", "a", "*/checkpoint-{step}/model.safetensors"),
         ("../a/{epoch}", "../a", "{epoch}"),
         ("~/a/{epoch}", str(Path.home() / "a"), "{epoch}"),
+        ("a/b/*.pt", "a/b", "*.pt"),
+        ("a/weights.pt", "a", "weights.pt"),
     ],
 )
 def test_a_pattern_is_split_where_it_is_no_longer_one_directory(pattern, directory, rest):
@@ -138,7 +141,7 @@ def test_a_pattern_is_split_where_it_is_no_longer_one_directory(pattern, directo
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [
-        ("a/weights.pt", "'a/weights.pt' has to have {epoch} once"),
+        ("", "the name pattern is empty"),
         ("a/{epoch}-{epoch}.pt", "where a number is repeated, write *"),
         ("a/run{run}/run{run}_{epoch}.pt", "where a number is repeated, write *"),
         ("a/run{run}_{experiment}_{epoch}.pt", "where a number is repeated, write *"),
@@ -232,6 +235,48 @@ def test_a_pattern_that_nothing_fits_is_told_what_there_is(tmp_path, pattern, ex
     message = refusal_of(found, tmp_path / "w" / pattern)
     assert expected.replace("{root}", str(tmp_path)) in message
     assert str(tmp_path) in message
+
+
+def stating(root: Path, **contents: dict[str, int]) -> None:
+    for name, numbers in contents.items():
+        weights = {"w": torch.ones(2)}
+        torch.save({"net": weights, **numbers} if numbers else weights, root / f"{name}.pt")
+
+
+def test_files_without_an_epoch_in_their_names_say_it_themselves(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    both = {"first": (5, 50), "last": (7, 70), "middle": (6, 60)}
+    contents = {n: {"epoch": e, "global_step": s} for n, (e, s) in both.items()}
+    stating(tmp_path, **contents)
+    assert found(tmp_path / "*.pt") == {5: "first.pt", 6: "middle.pt", 7: "last.pt"}
+    assert "epochs as the files state them under 'epoch': 5, 6, 7" in caplog.text
+    assert found(tmp_path / "last.pt") == {7: "last.pt"}
+    contents["first"].pop("epoch")
+    stating(tmp_path, **contents)
+    assert found(tmp_path / "*.pt") == {50: "first.pt", 60: "middle.pt", 70: "last.pt"}
+
+
+@pytest.mark.parametrize(
+    ("contents", "expected"),
+    [
+        (
+            {"a": {"epoch": 5}, "b": {"epoch": 6}, "c": {"epoch": 5}},
+            "has two files for epoch 5: a.pt and c.pt",
+        ),
+        ({"a": {"epoch": 5}, "b": {}}, "has no {epoch}, and ROOT/b.pt states no epoch. Write {e"),
+        ({"a": {}, "b": {}}, "ROOT/a.pt, ROOT/b.pt state no epoch or global_step. Write {epoch}"),
+    ],
+)
+def test_files_that_do_not_say_their_epoch_are_named(tmp_path, contents, expected):
+    stating(tmp_path, **contents)
+    assert expected.replace("ROOT", str(tmp_path)) in refusal_of(found, tmp_path / "*.pt")
+
+
+def test_what_is_no_weight_file_is_named(tmp_path):
+    (tmp_path / "runs").mkdir()
+    assert "runs is a directory, not a weight file" in refusal_of(found, tmp_path / "runs")
+    (tmp_path / "a.pt").write_bytes(b"nothing")
+    assert f"checkpoint {tmp_path / 'a.pt'} (7 bytes)" in refusal_of(found, tmp_path / "*.pt")
 
 
 def test_many_files_are_found_or_summed_up(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,7 +83,18 @@ def test_a_network_that_guesses_is_warned_of_with_the_usual_causes(experiment, c
     )
     (warning,) = (one.getMessage() for one in caplog.records if one.levelname == "WARNING")
     assert "at epoch 8 the network is not better than chance (1 of 4 classes)" in warning
-    assert "outputs in another order than the labels" in warning
+    assert "outputs in another order than the labels (--outputs class_order" in warning
+
+
+def test_outputs_in_the_order_of_additions_are_mapped(experiment, caplog):
+    """At epoch 8 output j is class j - 1."""
+    order = Curriculum((3, 0, 1, 2), experiment.curriculum.schedule)
+    last = {8: experiment.checkpoints[8]}
+    mapped = replace(experiment, checkpoints=last, curriculum=order, outputs="class_order")
+    found = list(measure(mapped))
+    assert [(one.correct, one.samples) for one in found] == [(25, 32), (7, 8)]
+    say_accuracy(mapped)
+    assert not [one for one in caplog.records if one.levelname == "WARNING"]
 
 
 @pytest.mark.parametrize(("correct", "samples"), [(0, 10), (5, 10), (10, 10), (250, 512)])

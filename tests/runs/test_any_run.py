@@ -11,6 +11,9 @@ from torch import nn
 
 import daskcurv
 from daskcurv.cli import main
+from daskcurv.runs.inputs import experiment_of
+from daskcurv.runs.opening import check_checkpoints
+from daskcurv.runs.options import launch_options
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.read import open_results
 
@@ -104,7 +107,11 @@ def test_it_is_verified_continued_and_run_again_from_elsewhere(directory, monkey
     assert main(["verify", "c.zarr", *origin, "--model", "net.py:net"]) == 0
     capsys.readouterr()
     assert main(["verify", "c.zarr", *origin]) == 2
-    assert "name it with --model PATH/net.py:net" in capsys.readouterr().err
+    assert "add --model PATH/net.py:net (the file of the network)" in capsys.readouterr().err
+    assert main(["verify", "c.zarr", *origin[:4]]) == 2
+    assert "add --data_path (there is no data set at data/cifar-100-python) and --model PATH/n" in (
+        capsys.readouterr().err
+    )
     assert main(["verify", "c.zarr", *origin, "--model", "other.py:net"]) == 2
     assert "but the network of c.zarr is made by net.py:net" in capsys.readouterr().err
     (directory / "elsewhere").mkdir()
@@ -177,13 +184,57 @@ def test_results_do_not_depend_on_how_data_and_weights_are_stored(directory, ima
         (["--task_sizes", "1,2", "--task_epochs", "3"], "ends with 3 classes, but the network"),
         (["--model", "resnet18-lop", "--model_args", ""], "those of another network than res"),
         (["--data_path", "run"], "is in none of the formats"),
+        (["--checkpoints", "run"], "run is a directory, not a weight file; give the pattern"),
+        (["--model", "net:net"], "If the file net.py is meant, write net.py:net"),
+        (["--model_args", '{"width": 7}'], "(and 2 other files alike)"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_ends_in_one_message(directory, capsys, extra, said):
     assert launch("c.zarr", *extra) == 2
-    *_, last = capsys.readouterr().err.splitlines()
+    *before, last = capsys.readouterr().err.splitlines()
     assert said in last
+    assert not any("classes are active" in line for line in before) or "does not fit" in last
     assert not (directory / "c.zarr").exists()
+
+
+def test_names_in_place_of_a_pattern_are_told_from_a_run_file(directory, capsys):
+    names = sorted(map(str, Path("run").glob("*/model.ckpt")))
+    with pytest.raises(SystemExit) as stopped:
+        main(["launch", "--checkpoints", *names, "--model", "net.py:net"])
+    assert stopped.value.code == 2
+    assert "put the pattern in quotes: --checkpoints 'run/*.pt'" in capsys.readouterr().err
+
+
+def test_the_network_is_built_and_the_weights_read_once_before_they_are_checked(
+    directory, monkeypatch
+):
+    """Of the weights that say where they are in a file, only names and shapes are looked at."""
+    place = directory / "built"
+    counting = f"""    with open({str(place)!r}, "a") as file:
+        file.write("x")
+    return"""
+    (directory / "net.py").write_text(NET.replace("    return", counting))
+    read: list[Path] = []
+    whole = Path.read_bytes
+    monkeypatch.setattr(
+        Path,
+        "read_bytes",
+        lambda path: read.append(path) or whole(path),  # type: ignore[func-returns-value]
+    )
+    experiment = experiment_of(
+        launch_options(
+            {
+                "checkpoints": COMMON[1], "model": "net.py:net", "mean": "0.4", "std": "0.3",
+                "data_path": Path("set.npz"),
+            }
+        )
+    )  # fmt: skip
+    assert place.read_text() == "x"
+    assert not [path for path in read if path.suffix == ".ckpt"]
+    check_checkpoints(experiment, None)
+    assert sorted(path for path in read if path.suffix == ".ckpt") == sorted(
+        experiment.checkpoints.values()
+    )
 
 
 def test_arguments_of_a_factory_are_refused_for_the_documented_network(capsys):

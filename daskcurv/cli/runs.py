@@ -115,7 +115,7 @@ def _add_inputs(parser: CommandParser) -> None:
     options(inputs, "data_path", "download", "mean", "std", "image_size")
     options(inputs, "checkpoints", "task", "weights_key", "strip_prefix", "model", "model_args")
     options(inputs, *_TRAINING_RUN, "class_schedule", "task_sizes", "task_epochs", "epoch_means")
-    options(inputs, "validation_per_class")
+    options(inputs, "validation_per_class", "held_out")
 
 
 def _add_estimator(parser: CommandParser) -> None:

@@ -9,11 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from daskcurv.config import EstimatorConfig
 from daskcurv.errors import CheckpointError, ConfigError, StoreError
 from daskcurv.estimators.selection import resolve
 from daskcurv.experiment.data import Dataset, cifar, read_dataset
 from daskcurv.experiment.experiment import Experiment
+from daskcurv.experiment.held_out import first_of_each_class, read_held_out
 from daskcurv.experiment.identity import Recorded
 from daskcurv.experiment.naming import Naming
 from daskcurv.experiment.networks import Factory, Network
@@ -62,9 +66,7 @@ def experiment_of(options: LaunchOptions) -> Experiment:
         )
     first, network, payload = _first_usable(options, list(checkpoints.values()), dataset)
     curriculum, source = curriculum_of(options, network.num_classes)
-    held_out = options.validation_per_class
-    if held_out is None:
-        held_out = HELD_OUT if options.documented else 0
+    per_class, held_out = _held_out(options, len(dataset))
     experiment = Experiment(
         dataset=dataset,
         checkpoints=checkpoints,
@@ -74,7 +76,8 @@ def experiment_of(options: LaunchOptions) -> Experiment:
         estimator=selected(options)[0],
         head=options.head,
         experiment_index=options.experiment_index,
-        validation_per_class=held_out,
+        validation_per_class=per_class,
+        held_out=held_out,
         class_order_source=source,
     )
     experiment.check(str(options.data_path), str(first))
@@ -87,7 +90,11 @@ def as_used(options: LaunchOptions, experiment: Experiment) -> LaunchOptions:
         options,
         epochs="all" if _all_epochs(options) else options.epochs,
         estimator=experiment.estimator,
-        validation_per_class=experiment.validation_per_class,
+        # One of them only, as a user has to give it.
+        held_out=None if experiment.held_out is None else options.held_out,
+        validation_per_class=None
+        if experiment.held_out is not None
+        else experiment.validation_per_class,
     )
 
 
@@ -97,6 +104,20 @@ def found_checkpoints(options: LaunchOptions) -> dict[int, Path]:
         return discover(options.model_dir, options.experiment_index, task=options.task)
     root, naming = Naming.of(options.checkpoints)
     return find(root, naming, experiment=options.experiment_index, task=options.task)
+
+
+def _held_out(options: LaunchOptions, num_samples: int) -> tuple[int, NDArray[np.bool_] | None]:
+    """Return how many of each class were held out, and which samples if a file says so."""
+    if options.held_out is not None:
+        first = first_of_each_class(options.held_out)
+        if first is not None:
+            return first, None
+        held_out = read_held_out(Path(options.held_out), num_samples)
+        log.info("%s: %d of %d samples held out", options.held_out, held_out.sum(), num_samples)
+        return 0, held_out
+    if options.validation_per_class is not None:
+        return options.validation_per_class, None
+    return HELD_OUT if options.documented else 0, None
 
 
 def _numbers(name: str, text: str | None) -> list[float] | None:

@@ -188,7 +188,7 @@ class Experiment:
                 f"{len(self.dataset)} samples of {data}"
             )
         if isinstance(self.network, Factory):
-            image = self.dataset.normalise(self.dataset.images[:1])
+            image = self.dataset.inputs(np.arange(1))[0]
             given = outputs_of(self.network.build(), image, self.network.factory)
             if given != outputs:
                 raise ConfigError(
@@ -235,6 +235,15 @@ class Experiment:
             "class_position": self.curriculum.position(labels),
             "first_epoch_active": self._first_epoch_active,
         }
+
+    def sample_texts(self) -> dict[str, NDArray[np.object_]]:
+        """Return what a new store has of each sample to know it again by; takes a moment."""
+        keys = self.dataset.keys().tobytes().hex()
+        width = len(keys) // len(self.dataset)
+        texts = {"sample_key": [keys[i : i + width] for i in range(0, len(keys), width)]}
+        if self.dataset.names:
+            texts["sample_name"] = list(self.dataset.names)
+        return {name: np.array(values, object) for name, values in texts.items()}
 
     def epoch_columns(self, checkpoints: Sequence[Checkpoint]) -> dict[str, list[Any]]:
         """Return what a store has of each epoch before anything is computed."""

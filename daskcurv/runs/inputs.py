@@ -16,6 +16,8 @@ from daskcurv.config import EstimatorConfig
 from daskcurv.errors import CheckpointError, ConfigError, StoreError
 from daskcurv.estimators.selection import resolve
 from daskcurv.experiment.data import Dataset, cifar, read_dataset
+from daskcurv.experiment.data.encoded import Encoded
+from daskcurv.experiment.data.preparation import find_copy
 from daskcurv.experiment.experiment import Experiment
 from daskcurv.experiment.held_out import first_of_each_class, read_held_out
 from daskcurv.experiment.identity import Recorded
@@ -29,6 +31,7 @@ from daskcurv.places import check_writable, exists, listed, place_for
 from daskcurv.runs.curricula import curriculum_of
 from daskcurv.runs.options import RESNET18, LaunchOptions, parse_epochs
 from daskcurv.storage import ResultsStore
+from daskcurv.storage.lock import beside
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +67,8 @@ def experiment_of(options: LaunchOptions) -> Experiment:
             options.data_path,
             len(dataset),
         )
+    if isinstance(dataset, Encoded):
+        dataset = find_copy(dataset, beside(options.store, ".inputs")) or dataset
     first, network, payload = _first_usable(options, list(checkpoints.values()), dataset)
     curriculum, source = curriculum_of(options, network.num_classes)
     per_class, held_out = _held_out(options, len(dataset))
@@ -162,7 +167,7 @@ def _first_usable(
     """
     network = None
     if options.model != RESNET18:
-        image = dataset.normalise(dataset.images[:1])
+        image = dataset.inputs(np.arange(1))[0]
         network = Factory.named(options.model, _arguments(options.model_args), image)
         log.info("network %s: %d outputs", options.model, network.num_classes)
     names = (network or ModelSpec()).build().state_dict().keys()

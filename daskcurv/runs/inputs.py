@@ -16,8 +16,7 @@ from daskcurv.config import EstimatorConfig
 from daskcurv.errors import CheckpointError, ConfigError, StoreError
 from daskcurv.estimators.selection import resolve
 from daskcurv.experiment.data import Dataset, cifar, read_dataset
-from daskcurv.experiment.data.encoded import Encoded
-from daskcurv.experiment.data.preparation import find_copy
+from daskcurv.experiment.data.preparation import decoded_before
 from daskcurv.experiment.experiment import Experiment
 from daskcurv.experiment.held_out import first_of_each_class, read_held_out
 from daskcurv.experiment.identity import Recorded
@@ -67,8 +66,7 @@ def experiment_of(options: LaunchOptions) -> Experiment:
             options.data_path,
             len(dataset),
         )
-    if isinstance(dataset, Encoded):
-        dataset = find_copy(dataset, beside(options.store, ".inputs")) or dataset
+    dataset = decoded_before(dataset, beside(options.store, ".inputs"))
     first, network, payload = _first_usable(options, list(checkpoints.values()), dataset)
     curriculum, source = curriculum_of(options, network.num_classes)
     per_class, held_out = _held_out(options, len(dataset))

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from daskcurv.errors import DataError, StoreWriteError
-from daskcurv.experiment.data.dataset import KEY_BYTES
+from daskcurv.experiment.data.dataset import KEY_BYTES, Dataset
 from daskcurv.experiment.data.decoding import Survey
 from daskcurv.experiment.data.draft import Draft, Stamps
 from daskcurv.experiment.data.encoded import Encoded
@@ -51,6 +51,20 @@ _TIMED = 64
 def size_of(dataset: Encoded) -> int:
     """Return the bytes of pixels of a data set once it is decoded."""
     return len(dataset) * math.prod(dataset.image_shape)
+
+
+def decoded_before(dataset: Dataset, parent: Path) -> Dataset:
+    """Return the copy that a launch has made of a large data set if there is one; else itself.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Of any kind.
+    parent : Path
+        As for `prepare_encoded`.
+    """
+    copy = find_copy(dataset, parent) if isinstance(dataset, Encoded) else None
+    return copy or dataset
 
 
 def find_copy(dataset: Encoded, parent: Path) -> Prepared | None:

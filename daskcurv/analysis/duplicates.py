@@ -35,7 +35,7 @@ def duplicates(dataset: xr.Dataset) -> xr.Dataset:
             "the dataset has no coordinate 'sample_key', by which equal samples are found; stores "
             "have it since they were created with it, and imported ones do not"
         )
-    keys = dataset.sample_key.values.astype("U")
+    keys = dataset.sample_key.values.astype(object)
     _, first, of_key, count = np.unique(
         keys, return_index=True, return_inverse=True, return_counts=True
     )

@@ -128,11 +128,12 @@ def dry_run(options: LaunchOptions, experiment: Experiment, rate: float | None =
     if isinstance(dataset, Encoded):
         copies = beside(options.store, ".inputs")
         say_preparation(dataset, copies)
+        recorded = ""
         if options.store.exists():
             # What is decoded at a launch is compared then.
             recorded = Recorded.of(ResultsStore.open(options.store).identity).dataset["sha256"]
             log.info("that the images are those of %s is checked at the launch", options.store)
-            experiment = replace(experiment, dataset=replace(dataset, assumed=recorded))
+        experiment = replace(experiment, dataset=replace(dataset, assumed=recorded))
     base = smaller_store(options.store, experiment.identity())
     if base:
         path = larger_store(base, experiment.estimator.n_probes, experiment.checkpoints)

@@ -140,11 +140,11 @@ def class_indices(where: str, labels: NDArray[Any], count: int) -> NDArray[np.in
     """
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise DataError(
-            f"{where} have shape {labels.shape} and dtype {labels.dtype}; expected one class "
+            f"{where} has shape {labels.shape} and dtype {labels.dtype}; expected one class "
             f"index, an integer, for each of the {count} images"
         )
     if labels.min() < 0:
-        raise DataError(f"{where} have {labels.min()}; expected indices from 0")
+        raise DataError(f"{where} has {labels.min()}; expected indices from 0")
     return labels.astype(np.int64)
 
 

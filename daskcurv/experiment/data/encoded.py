@@ -162,7 +162,7 @@ def read_encoded(
     if not large:
         seen.look(range(len(sources)))
     shape = seen.shape(preprocessing)
-    labels = class_indices(f"{path}: the labels", labels, len(sources))
+    labels = class_indices(f"{path}: the array of labels", labels, len(sources))
     mean, std = preprocessing.normalisation(path, shape[0])
     encoded = Encoded(path, sources, preprocessing, shape, labels, mean, std, class_names, names)
     if _bytes(seen, preprocessing) > IN_MEMORY:

@@ -116,7 +116,7 @@ class Preprocessing:
         """
         if not images.size:
             raise DataError(f"{path} holds no images: their shape is {images.shape}")
-        labels = class_indices(f"{path}: the labels", labels, len(images))
+        labels = class_indices(f"{path}: the array of labels", labels, len(images))
         mean, std = self.normalisation(path, images.shape[1])
         resized = self.resized(images)
         if keys is None and resized is not images:

@@ -56,7 +56,10 @@ class StoreContents:
         self.per_sample = schema.per_sample(self.measures)
         """The variables of the measures, in order, and the status."""
         self.measured = self.per_sample[:-1]
-        self.variables = schema.all_variables(self.measures)
+        texts = {one.name for one in schema.SAMPLE_TEXTS if one.name in self._group}
+        self.columns = schema.columns(texts)
+        """The variables of one dimension."""
+        self.variables = schema.all_variables(self.measures, texts)
 
     @property
     def num_samples(self) -> int:

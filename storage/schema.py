@@ -10,7 +10,7 @@ and of resuming.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -196,8 +196,27 @@ PROGRESS_VARIABLES = (
 )
 """Written by the launcher while it runs."""
 
-COLUMNS = (*SAMPLE_VARIABLES, *EPOCH_VARIABLES, *PROGRESS_VARIABLES)
-"""Variables of one dimension."""
+SAMPLE_TEXTS = (
+    Variable(
+        "sample_key",
+        ("sample",),
+        "str",
+        "",
+        {
+            "long_name": "digest of the sample's pixels",
+            "comment": "BLAKE2b with 16 bytes, hexadecimal, of type, shape and pixels as they were "
+            "before resizing",
+        },
+        True,
+    ),
+    Variable("sample_name", ("sample",), "str", "", {"long_name": "file of the sample"}, True),
+)
+"""Columns that a store has if it was created with them: older ones and imported ones were not."""
+
+_TEXTS = frozenset(variable.name for variable in SAMPLE_TEXTS)
+
+COLUMNS = (*SAMPLE_VARIABLES, *EPOCH_VARIABLES, *PROGRESS_VARIABLES, *SAMPLE_TEXTS)
+"""Variables of one dimension. What is added is added last: its place decides a column's chunks."""
 
 COLUMN = {variable.name: variable for variable in COLUMNS}
 
@@ -211,6 +230,13 @@ def per_sample(measures: Iterable[Measure]) -> tuple[Variable, ...]:
     return (*(Variable(m.name, dims, m.dtype, m.fill, m.attrs()) for m in measures), STATUS)
 
 
-def all_variables(measures: Iterable[Measure]) -> tuple[Variable, ...]:
-    """Return every variable of a store that holds these measures."""
-    return (*per_sample(measures), DIGEST, *COLUMNS)
+def columns(names: Container[str]) -> tuple[Variable, ...]:
+    """Return the columns of a store with those `SAMPLE_TEXTS` that are in `names`."""
+    return tuple(one for one in COLUMNS if one not in SAMPLE_TEXTS or one.name in names)
+
+
+def all_variables(
+    measures: Iterable[Measure], names: Container[str] = _TEXTS
+) -> tuple[Variable, ...]:
+    """Return every variable of a store with these measures and those `SAMPLE_TEXTS` in `names`."""
+    return (*per_sample(measures), DIGEST, *columns(names))

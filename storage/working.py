@@ -84,7 +84,8 @@ class ResultsStore(StoreContents):
         identity : dict
             Scientific configuration that the store is bound to.
         samples : mapping
-            A column of length N for each of `schema.SAMPLE_VARIABLES`.
+            A column of length N for each of `schema.SAMPLE_VARIABLES`, and for those of
+            `schema.SAMPLE_TEXTS` that the store is to have.
         epochs : mapping
             A column for each of `schema.EPOCH_VARIABLES`.
         measures : sequence of Measure, optional
@@ -311,7 +312,7 @@ def _write_template(
     attrs: Mapping[str, Any],
 ) -> None:
     """Write a store without epochs into an empty directory."""
-    variables = schema.all_variables(measures)
+    variables = schema.all_variables(measures, samples)
     group = zarr.create_group(
         path,
         zarr_format=3,
@@ -331,6 +332,8 @@ def _write_template(
     num_samples = len(samples["sample"])
     for variable in variables:
         create_array(group, variable, num_samples, block_size, len(measures) + 1)
-    for variable in schema.SAMPLE_VARIABLES:
-        array_of(group, variable.name)[:] = np.asarray(samples[variable.name], dtype=variable.dtype)
+    for variable in schema.columns(samples):
+        if variable.dims == ("sample",):
+            values = np.asarray(samples[variable.name], dtype=numpy_dtype(variable))
+            array_of(group, variable.name)[:] = values
     consolidate(path)

@@ -17,6 +17,7 @@ from daskcurv.analysis.agreement import (
     rank_correlation,
 )
 from daskcurv.analysis.cohorts import comparable, median_interval, rank_correlation_by_cohort
+from daskcurv.analysis.duplicates import duplicates
 from daskcurv.analysis.groups import (
     boundary_changes,
     by_class,
@@ -45,6 +46,7 @@ __all__ = [
     "by_split",
     "comparable",
     "cumulative",
+    "duplicates",
     "forgetting_events",
     "learning_time",
     "mean_over_active_epochs",

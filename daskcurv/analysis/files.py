@@ -121,7 +121,7 @@ def write_summary(
             texts = {
                 name: values.astype(object)
                 for name, values in summary.coords.items()
-                if values.dtype.kind == "U"
+                if values.dtype.kind in "UT"
             }
             summary.assign_coords(texts).to_zarr(
                 building / "analysis.zarr", zarr_format=3, consolidated=False

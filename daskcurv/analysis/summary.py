@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from daskcurv.analysis import groups, per_sample
 from daskcurv.analysis.agreement import agreement, auroc, auroc_interval
 from daskcurv.analysis.cohorts import rank_correlation_by_cohort
+from daskcurv.analysis.duplicates import duplicates
 from daskcurv.errors import DataError
 
 LOSS_THRESHOLD = 0.1
@@ -49,7 +50,8 @@ def summarise(dataset: xr.Dataset, *, include_untrained: bool = False) -> xr.Dat
         trained on. And ``rank_correlation`` of those `ranked` within each cohort, with the other
         variables of `daskcurv.analysis.rank_correlation_by_cohort`, ``rank_correlation_low`` to
         ``rank_correlation_combined_high``. The attribute ``epochs`` says which
-        epochs count. Without predictions, as in an imported store, there are no forgetting events.
+        epochs count. Where samples have keys, also what `daskcurv.analysis.duplicates` gives.
+        Without predictions, as in an imported store, there are no forgetting events.
 
     Raises
     ------
@@ -102,6 +104,8 @@ def summarise(dataset: xr.Dataset, *, include_untrained: bool = False) -> xr.Dat
     for part, values in correlations.items():
         own = part if part == "rank_correlation" else f"rank_correlation_{part}"
         summary[own] = values
+    if "sample_key" in dataset.coords:
+        summary = summary.merge(duplicates(dataset), compat="override", join="exact")
     return summary.assign_attrs(epochs=per_sample.epochs_counted(dataset, include_untrained))
 
 

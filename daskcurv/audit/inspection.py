@@ -415,12 +415,12 @@ def describe_data(path: Path, form: Format) -> DataSet:
     except DataError as error:
         return DataSet(path, form, problem=str(error))
     counts = Counter(dataset.labels.tolist())
-    shape = dataset.images.shape[:2] if differ else dataset.images.shape
+    shape = (len(dataset), *(dataset.image_shape[:1] if differ else dataset.image_shape))
     return DataSet(
         path,
         form,
         shape=shape,
-        dtype=str(dataset.images.dtype),
+        dtype="uint8",
         counts=dict(sorted(counts.items())),
         class_names=dataset.class_names,
         sizes_differ=differ,

@@ -167,7 +167,11 @@ def recompute(
             f"{store.path} was computed from; give that one"
         )
     experiment = Experiment.from_identity(
-        store.identity, dataset=dataset, checkpoints=checkpoints, directory=directory
+        store.identity,
+        dataset=dataset,
+        checkpoints=checkpoints,
+        directory=directory,
+        split=store.read("split"),
     )
     experiment = replace(experiment, estimator=reference(experiment.estimator))
     chosen: defaultdict[int, list[int]] = defaultdict(list)

@@ -97,6 +97,7 @@ def _report(args: argparse.Namespace) -> int:
     from daskcurv.places import check_writable
     from daskcurv.storage import ResultsStore
     from daskcurv.storage.integrity.lost import refuse_lost
+    from daskcurv.storage.lock import beside
 
     try:
         from daskcurv.report.figures import draw
@@ -120,7 +121,7 @@ def _report(args: argparse.Namespace) -> int:
     path = args.data_path or LaunchOptions.data_path
     images = None
     if args.data_path or path.exists():
-        images = images_of(dataset, path)
+        images = images_of(dataset, path, beside(args.store, ".inputs"))
     else:
         log.info("no images: %s does not exist; name the data set with --data_path", path)
     findings = gather(args.store, args.start_epoch, samples, _untrained_count(args, dataset))
@@ -153,6 +154,7 @@ def _samples(text: str | None) -> list[int]:
 
 
 def _analyze(args: argparse.Namespace) -> int:
+    from daskcurv.analysis.duplicates import told as told_duplicates
     from daskcurv.analysis.files import naming, write_summary
     from daskcurv.analysis.given import read_flags, read_scores
     from daskcurv.analysis.summary import compare_with_known, summarise
@@ -182,6 +184,8 @@ def _analyze(args: argparse.Namespace) -> int:
     log.info("%s: %d epochs, %d samples", args.store, dataset.sizes["epoch"], count)
     summary = summarise(dataset, include_untrained=_untrained_count(args, dataset))
     _say_what_counts(summary)
+    if "duplicate_group" in summary:
+        log.info("%s", told_duplicates(summary))
     if counts := not_finite_by_epoch(store, dataset):
         log.warning(
             "%d results are not finite numbers, at epochs %s; a sample's sum, mean or median that "

@@ -136,7 +136,7 @@ def _add_inputs(parser: CommandParser) -> None:
         "epoch_means",
         "outputs",
     )
-    options(inputs, "validation_per_class")
+    options(inputs, "validation_per_class", "held_out")
 
 
 def _add_estimator(parser: CommandParser) -> None:

@@ -130,10 +130,12 @@ def _has_its_origin(args: argparse.Namespace) -> bool:
     """Report whether the store's results are what its checkpoints give."""
     from daskcurv.audit import provenance
     from daskcurv.experiment.data import read_dataset
+    from daskcurv.experiment.data.preparation import decoded_before
     from daskcurv.experiment.identity import Recorded
     from daskcurv.experiment.naming import Naming
     from daskcurv.experiment.search import discover, find
     from daskcurv.storage import ResultsStore
+    from daskcurv.storage.lock import beside
 
     store = ResultsStore.open(args.store)
     index = provenance.experiment_index(store)
@@ -168,6 +170,7 @@ def _has_its_origin(args: argparse.Namespace) -> bool:
         std=recorded["std"],
         image_size=given.get("image_size"),
     )
+    dataset = decoded_before(dataset, beside(args.store, ".inputs"))
     directory = None
     if "model" in args:
         file = Path(args.model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,16 @@ from daskcurv.estimators.probes import GENERATOR
 from daskcurv.estimators.scoring import Scorer
 from daskcurv.estimators.selection import recorded_as
 from daskcurv.experiment.checkpoints import Checkpoint, check_weights
-from daskcurv.experiment.curriculum import Curriculum, active_samples, held_out_split
+from daskcurv.experiment.curriculum import (
+    TRAIN,
+    VALIDATION,
+    Curriculum,
+    active_samples,
+    held_out_split,
+)
 from daskcurv.experiment.data import Dataset
 from daskcurv.experiment.data.prepared import Prepared
+from daskcurv.experiment.held_out import digest_of
 from daskcurv.experiment.identity import Recorded
 from daskcurv.experiment.networks import Factory, Network, network_of, outputs_of
 from daskcurv.experiment.outputs import in_label_order, rows_of_head, widened
@@ -58,6 +65,8 @@ class Experiment:
         Which of several training runs it is.
     validation_per_class : int
         The first samples of each class that the training run held out.
+    held_out : ndarray of bool, shape (N,), optional
+        The samples that it held out, in place of the first ones.
     class_order_source : str
         Where the class order comes from.
     """
@@ -73,6 +82,7 @@ class Experiment:
     experiment_index: int = 0
     validation_per_class: int = 0
     class_order_source: str = ""
+    held_out: NDArray[np.bool_] | None = field(default=None, compare=False)
 
     @classmethod
     def from_identity(
@@ -82,6 +92,7 @@ class Experiment:
         dataset: Dataset,
         checkpoints: Mapping[int, Path],
         directory: Path | None = None,
+        split: NDArray[np.uint8] | None = None,
     ) -> Experiment:
         """Return the experiment that a store's identity records.
 
@@ -93,6 +104,8 @@ class Experiment:
             File by epoch.
         directory : Path, optional
             Where the network's file is, if it is made by one.
+        split : ndarray of uint8, shape (N,), optional
+            The store's column, needed if a file said which samples were held out.
 
         Raises
         ------
@@ -115,6 +128,9 @@ class Experiment:
             outputs=recorded.outputs,
             experiment_index=recorded.experiment_index or 0,
             validation_per_class=recorded.dataset["validation_per_class"],
+            held_out=None
+            if split is None or "held_out" not in recorded.dataset
+            else split != TRAIN,
         )
         if different := differences(identity, experiment.identity()):
             raise DataError(f"this is another experiment: {'; '.join(different)}")
@@ -141,6 +157,8 @@ class Experiment:
                 "mean": list(self.dataset.mean),
                 "std": list(self.dataset.std),
                 "validation_per_class": self.validation_per_class,
+                # Stores without such a file have no such entry.
+                **({} if self.held_out is None else {"held_out": digest_of(self.held_out)}),
             },
             "classes": self.curriculum.to_dict(),
             "experiment_index": self.experiment_index,
@@ -154,7 +172,7 @@ class Experiment:
         copy : Prepared
             The data set's copy that workers map.
         """
-        return replace(self, dataset=copy, checkpoints={})
+        return replace(self, dataset=copy, checkpoints={}, held_out=None)
 
     def check(self) -> None:
         """Check that the parts belong together, and try the network on an image.
@@ -166,7 +184,7 @@ class Experiment:
         self.check_parts()
         if not isinstance(self.network, Factory):
             return
-        image = self.dataset.normalise(self.dataset.images[:1])
+        image = self.dataset.inputs(np.arange(1))[0]
         given = outputs_of(self.network.build(), image, self.network.factory)
         if given != self.network.num_classes:
             raise ConfigError(
@@ -195,6 +213,11 @@ class Experiment:
                 "data set and checkpoints do not belong together, unless outputs were added during "
                 "training: then give the network all of them (--model_args), and add --head active"
             )
+        if self.held_out is not None and self.held_out.shape != self.dataset.labels.shape:
+            raise DataError(
+                f"held_out has shape {self.held_out.shape}; expected one bool for each of the "
+                f"{len(self.dataset)} samples of {data}"
+            )
         if sorted(self.curriculum.order) != list(range(outputs)):
             raise ConfigError(
                 f"the class order has {len(self.curriculum.order)} entries; expected each of the "
@@ -218,16 +241,32 @@ class Experiment:
         position = self.curriculum.position(self.dataset.labels)
         return self.curriculum.first_epoch_active()[position]
 
+    @property
+    def split(self) -> NDArray[np.uint8]:
+        """Which samples the training run held out, as codes of the `split` coordinate."""
+        if self.held_out is None:
+            return held_out_split(self.dataset.labels, self.validation_per_class)
+        return np.where(self.held_out, VALIDATION, TRAIN).astype(np.uint8)
+
     def sample_columns(self) -> dict[str, NDArray[np.generic]]:
         """Return what a store has of each sample besides the results."""
         labels = self.dataset.labels
         return {
             "sample": np.arange(len(labels)),
             "label": labels,
-            "split": held_out_split(labels, self.validation_per_class),
+            "split": self.split,
             "class_position": self.curriculum.position(labels),
             "first_epoch_active": self._first_epoch_active,
         }
+
+    def sample_texts(self) -> dict[str, NDArray[np.object_]]:
+        """Return what a new store has of each sample to know it again by; takes a moment."""
+        keys = self.dataset.keys().tobytes().hex()
+        width = len(keys) // len(self.dataset)
+        texts = {"sample_key": [keys[i : i + width] for i in range(0, len(keys), width)]}
+        if self.dataset.names:
+            texts["sample_name"] = list(self.dataset.names)
+        return {name: np.array(values, object) for name, values in texts.items()}
 
     def epoch_columns(self, checkpoints: Sequence[Checkpoint]) -> dict[str, list[Any]]:
         """Return what a store has of each epoch before anything is computed."""
@@ -263,7 +302,7 @@ class Experiment:
         check_weights(expected, weights, path)
         model.load_state_dict(weights)
         if self.outputs == "class_order":
-            image = self.dataset.normalise(self.dataset.images[:1])
+            image = self.dataset.inputs(np.arange(1))[0]
             model = in_label_order(model, self.curriculum.order, image)
         return model
 

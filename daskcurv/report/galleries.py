@@ -16,6 +16,7 @@ from PIL import Image
 
 from daskcurv.errors import DataError
 from daskcurv.experiment.data import read_dataset
+from daskcurv.experiment.data.preparation import decoded_before
 from daskcurv.experiment.identity import Recorded
 from daskcurv.report.figures import class_of, describe_sample
 from daskcurv.report.findings import Findings
@@ -46,7 +47,7 @@ class Gallery:
     images: list[Shown]
 
 
-def images_of(dataset: xr.Dataset, path: Path) -> NDArray[np.uint8]:
+def images_of(dataset: xr.Dataset, path: Path, copies: Path | None = None) -> NDArray[np.uint8]:
     """Read the images of a store's samples.
 
     Parameters
@@ -54,6 +55,8 @@ def images_of(dataset: xr.Dataset, path: Path) -> NDArray[np.uint8]:
     dataset : xarray.Dataset
     path : Path
         The training set, in any format.
+    copies : Path, optional
+        Where a launch decodes large sets to.
 
     Returns
     -------
@@ -68,6 +71,8 @@ def images_of(dataset: xr.Dataset, path: Path) -> NDArray[np.uint8]:
     recorded = of_store.get("sha256")
     # The pictures do not depend on the normalisation, which a format need not know.
     data = read_dataset(path, mean=of_store.get("mean", 0), std=of_store.get("std", 1))
+    if copies is not None:
+        data = decoded_before(data, copies)
     label = dataset.label.values
     # Of imported results the labels are known, where a class was ever active.
     fits = len(data) == len(label) and bool(np.all((label < 0) | (label == data.labels)))

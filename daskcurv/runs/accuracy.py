@@ -89,7 +89,7 @@ def measure(experiment: Experiment) -> Iterator[Accuracy]:
     loss.
     """
     epochs = sorted(experiment.checkpoints)
-    split = experiment.sample_columns()["split"]
+    split = experiment.split
     for epoch in sorted({epochs[0], epochs[len(epochs) // 2], epochs[-1]}):
         active = experiment.active(epoch)
         parts = {

@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 from daskcurv.clusters.local import available_cores, visible_gpus
 from daskcurv.experiment.curriculum import active_samples
 from daskcurv.experiment.data import Dataset
+from daskcurv.experiment.data.encoded import Encoded
+from daskcurv.experiment.data.preparation import say_preparation
 from daskcurv.experiment.experiment import Experiment
+from daskcurv.experiment.identity import Recorded
 from daskcurv.measures import MEASURES
 from daskcurv.places import existing
 from daskcurv.runs.accuracy import say_accuracy
@@ -121,6 +124,16 @@ def dry_run(options: LaunchOptions, experiment: Experiment, rate: float | None =
     rate : float, optional
         Samples per second of one worker; by default the rate recorded in the store.
     """
+    dataset = experiment.dataset
+    if isinstance(dataset, Encoded):
+        copies = beside(options.store, ".inputs")
+        say_preparation(dataset, copies)
+        recorded = ""
+        if options.store.exists():
+            # What is decoded at a launch is compared then.
+            recorded = Recorded.of(ResultsStore.open(options.store).identity).dataset["sha256"]
+            log.info("that the images are those of %s is checked at the launch", options.store)
+        experiment = replace(experiment, dataset=replace(dataset, assumed=recorded))
     base = smaller_store(options.store, experiment.identity())
     if base:
         path = larger_store(base, experiment.estimator.n_probes, experiment.checkpoints)
@@ -207,7 +220,9 @@ def store_size(samples: NDArray[np.int64], num_samples: int) -> Size:
     for variable in schema.per_sample(MEASURES):
         size += _files(samples * _COMPRESSED[variable.dtype] + _FRAME_BYTES)
     size += _files(np.full(samples.size, _FRAME_BYTES))  # digests
-    arrays, columns = len(schema.all_variables(MEASURES)), len(schema.COLUMNS)
+    names = ("sample_key",)
+    columns = len(schema.columns(names))
+    arrays = len(schema.all_variables(MEASURES, names))
     size += _files(np.full(arrays + 1, _METADATA_BYTES)) + _files(np.full(columns, _FRAME_BYTES))
     size += _files(np.array([_GROUP_BYTES + num_samples * _SAMPLE_COLUMN_BYTES]))
     # A directory for each array and for its chunks, for each epoch of an array, for each digest.
@@ -222,7 +237,8 @@ def export_size(epochs: int, num_samples: int) -> Size:
 
 def copy_size(dataset: Dataset) -> Size:
     """Return what the workers' copy of a data set takes, which lies beside the store."""
-    arrays = np.array([dataset.images.nbytes, dataset.labels.nbytes]) + _NPY_HEADER
+    pixels = len(dataset) * math.prod(dataset.image_shape)
+    arrays = np.array([pixels, dataset.labels.nbytes]) + _NPY_HEADER
     return _files(arrays) + _directories(2)
 
 
@@ -264,7 +280,7 @@ def flop_per_gradient(experiment: Experiment) -> float:
     # Here, as it takes a while to load.
     from torch.utils.flop_counter import FlopCounterMode
 
-    images = torch.empty((1, *experiment.dataset.images.shape[1:]), device="meta")
+    images = torch.empty((1, *experiment.dataset.image_shape), device="meta")
     model = experiment.network.build().to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images)

@@ -9,13 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from daskcurv.config import EstimatorConfig
 from daskcurv.errors import CheckpointError, ConfigError, StoreError
 from daskcurv.estimators.selection import resolve
 from daskcurv.experiment.data import Dataset, cifar, read_dataset
+from daskcurv.experiment.data.preparation import decoded_before
 from daskcurv.experiment.experiment import Experiment
+from daskcurv.experiment.held_out import first_of_each_class, read_held_out
 from daskcurv.experiment.identity import Recorded
 from daskcurv.experiment.naming import Naming
 from daskcurv.experiment.networks import Factory, Network
@@ -28,6 +32,7 @@ from daskcurv.places import check_writable, exists, listed, place_for
 from daskcurv.runs.curricula import curriculum_of, described
 from daskcurv.runs.options import RESNET18, LaunchOptions, parse_epochs
 from daskcurv.storage import ResultsStore
+from daskcurv.storage.lock import beside
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +68,10 @@ def experiment_of(options: LaunchOptions) -> Experiment:
             options.data_path,
             len(dataset),
         )
+    dataset = decoded_before(dataset, beside(options.store, ".inputs"))
     first, network, payload = _first_usable(options, list(checkpoints.values()), dataset)
     curriculum, source = curriculum_of(options, network.num_classes)
-    held_out = options.validation_per_class
-    if held_out is None:
-        held_out = HELD_OUT if options.documented else 0
+    per_class, held_out = _held_out(options, len(dataset))
     experiment = Experiment(
         dataset=dataset,
         checkpoints=checkpoints,
@@ -78,7 +82,8 @@ def experiment_of(options: LaunchOptions) -> Experiment:
         head=options.head,
         outputs=options.outputs,
         experiment_index=options.experiment_index,
-        validation_per_class=held_out,
+        validation_per_class=per_class,
+        held_out=held_out,
         class_order_source=source,
     )
     experiment.check_parts(str(options.data_path), str(first))
@@ -93,7 +98,11 @@ def as_used(options: LaunchOptions, experiment: Experiment) -> LaunchOptions:
         options,
         epochs="all" if _all_epochs(options) else options.epochs,
         estimator=experiment.estimator,
-        validation_per_class=experiment.validation_per_class,
+        # One of them only, as a user has to give it.
+        held_out=None if experiment.held_out is None else options.held_out,
+        validation_per_class=None
+        if experiment.held_out is not None
+        else experiment.validation_per_class,
     )
 
 
@@ -103,6 +112,20 @@ def found_checkpoints(options: LaunchOptions) -> dict[int, Path]:
         return discover(options.model_dir, options.experiment_index, task=options.task)
     root, naming = Naming.of(options.checkpoints)
     return find(root, naming, experiment=options.experiment_index, task=options.task)
+
+
+def _held_out(options: LaunchOptions, num_samples: int) -> tuple[int, NDArray[np.bool_] | None]:
+    """Return how many of each class were held out, and which samples if a file says so."""
+    if options.held_out is not None:
+        first = first_of_each_class(options.held_out)
+        if first is not None:
+            return first, None
+        held_out = read_held_out(Path(options.held_out), num_samples)
+        log.info("%s: %d of %d samples held out", options.held_out, held_out.sum(), num_samples)
+        return 0, held_out
+    if options.validation_per_class is not None:
+        return options.validation_per_class, None
+    return HELD_OUT if options.documented else 0, None
 
 
 def _numbers(name: str, text: str | None) -> list[float] | None:
@@ -149,7 +172,7 @@ def _first_usable(
     if options.model == RESNET18:
         model: nn.Module = ModelSpec().build()
     else:
-        image = dataset.normalise(dataset.images[:1])
+        image = dataset.inputs(np.arange(1))[0]
         network, model = Factory.named(options.model, _arguments(options.model_args), image)
         log.info("network %s: %d outputs", options.model, network.num_classes)
     names = model.state_dict().keys()

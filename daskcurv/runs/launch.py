@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from daskcurv import surroundings
 from daskcurv.atomic import discard_drafts
 from daskcurv.clusters.local import gpus_for
+from daskcurv.experiment.data.encoded import Encoded
+from daskcurv.experiment.data.preparation import prepare_encoded
 from daskcurv.experiment.data.prepared import prepare
 from daskcurv.experiment.experiment import Experiment
 from daskcurv.runs.accounts.export import Export
@@ -30,7 +32,7 @@ from daskcurv.runs.events import Observer, Opened, tell
 from daskcurv.runs.extend import change_places, larger_store, probes_of, recover, smaller_store
 from daskcurv.runs.inputs import as_used, check_places, experiment_of
 from daskcurv.runs.loop import complete_epochs, compute
-from daskcurv.runs.opening import ready_store
+from daskcurv.runs.opening import check_checkpoints, ready_store
 from daskcurv.runs.options import LaunchOptions
 from daskcurv.runs.outcome import Conclusion, Outcome
 from daskcurv.runs.plan import make_plan
@@ -106,6 +108,13 @@ def _launch(
     with launcher_lock(options.store) as lock, recording(options.store, lock) as record:
         discard_drafts(options.store)
         recover(options.store)
+        dataset = experiment.dataset
+        if isinstance(dataset, Encoded):
+            # Before hours are spent on decoding.
+            check_checkpoints(experiment, None)
+            say_accuracy(experiment)
+            dataset = prepare_encoded(dataset, beside(options.store, ".inputs"))
+            experiment = replace(experiment, dataset=dataset)
         base = smaller_store(options.store, experiment.identity(), lock)
         if base is None:
             outcome = _fill(options, experiment, record, lock, observers, client)

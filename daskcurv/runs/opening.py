@@ -62,7 +62,7 @@ def ready_store(
         store = ResultsStore.create(
             options.store,
             identity=experiment.identity(),
-            samples=experiment.sample_columns(),
+            samples={**experiment.sample_columns(), **experiment.sample_texts()},
             epochs=experiment.epoch_columns(checkpoints),
             block_size=base.block_size if base else options.block_size or DEFAULT_BLOCK_SIZE,
             attrs={
@@ -77,7 +77,8 @@ def ready_store(
     if options.block_size and options.block_size != store.block_size:
         log.info("the store's block size, %d, is kept", store.block_size)
     if damaged_columns(store):
-        restore_columns(store, experiment.sample_columns(), experiment.epoch_columns(checkpoints))
+        samples = {**experiment.sample_columns(), **experiment.sample_texts()}
+        restore_columns(store, samples, experiment.epoch_columns(checkpoints))
     for row in sorted({one.row for one in lost_files(store)}):
         store.set_epoch(row, complete=False)
     _note_changed_checkpoints(store, checkpoints)

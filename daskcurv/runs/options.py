@@ -16,6 +16,7 @@ from daskcurv.declared import check_choices, documented, setting, settings_of
 from daskcurv.errors import ConfigError
 from daskcurv.experiment.curriculum import Schedule
 from daskcurv.experiment.data.cifar import DIRECTORY
+from daskcurv.experiment.held_out import first_of_each_class
 
 if TYPE_CHECKING:
     import torch
@@ -97,6 +98,11 @@ class LaunchOptions:
         "number of samples per class, from the first on, that training held out (default: 50 in "
         "the documented run, else none)",
     )
+    held_out: str | None = setting(
+        None,
+        "samples that training held out: first:N (of each class, as validation_per_class), or an "
+        ".npy file of bool, one for each sample, or of sample numbers",
+    )
     class_schedule: str | None = setting(
         None,
         "none: all classes from the start; or a CSV file with the columns epoch and classes "
@@ -142,6 +148,13 @@ class LaunchOptions:
             raise ConfigError("task_sizes and task_epochs go together; set both")
         if self.model_args and self.model == RESNET18:
             raise ConfigError(f"model_args are for other networks than {RESNET18}; set --model")
+        if self.held_out is not None:
+            first_of_each_class(self.held_out)
+        if self.held_out is not None and self.validation_per_class is not None:
+            raise ConfigError(
+                "held_out and validation_per_class both say which samples were held out; use one "
+                "of them"
+            )
         if self.validation_per_class is not None and self.validation_per_class < 0:
             raise ConfigError(
                 f"validation_per_class is {self.validation_per_class}; expected 0 or more"

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 def damaged_columns(store: ResultsStore) -> list[schema.Variable]:
     """Return the one-dimensional variables that cannot be read, or have lost a file."""
     damaged = []
-    for variable in schema.COLUMNS:
+    for variable in store.columns:
         try:
             store.read(variable.name)
             whole = _has_files(store, variable)
@@ -48,7 +48,7 @@ def refuse_damaged_columns(store: ResultsStore, *, lost_only: bool = False) -> N
     StoreError
     """
     if lost_only:
-        damaged = [variable for variable in schema.COLUMNS if not _has_files(store, variable)]
+        damaged = [variable for variable in store.columns if not _has_files(store, variable)]
     else:
         damaged = damaged_columns(store)
     if damaged:

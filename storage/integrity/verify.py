@@ -173,7 +173,7 @@ def _column_damage(store: ResultsStore) -> Iterator[Damage]:
     for variable in damaged:
         name = variable.name
         yield Damage(name, "lost a file, or cannot be read", column=name)
-    readable = {variable.name for variable in schema.COLUMNS} - {v.name for v in damaged}
+    readable = {variable.name for variable in store.columns} - {v.name for v in damaged}
     if "sample" in readable:
         numbers = store.read("sample")
         if not np.array_equal(numbers, np.arange(len(numbers))):

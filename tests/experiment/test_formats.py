@@ -26,6 +26,7 @@ from torchvision.transforms import v2
 from daskcurv.errors import DataError
 from daskcurv.experiment.data import Arrays, Dataset, read_dataset
 from daskcurv.experiment.data.cifar import MEAN, STD, Cifar, read_cifar
+from daskcurv.experiment.data.encoded import Encoded
 from daskcurv.experiment.data.prepared import prepare
 from tests.support.builders import write_cifar
 
@@ -461,15 +462,68 @@ def test_more_than_8_bits_a_pixel_are_refused(tmp_path):
     assert "ant/1.png (it has more than 8 bits a pixel; convert it to 8)" in refusal(tmp_path)
 
 
-def test_images_that_do_not_fit_into_memory_are_refused(tmp_path, monkeypatch):
-    def empty(*args: Any) -> None:
-        raise MemoryError
-
+def test_images_that_take_gigabytes_are_not_decoded_when_they_are_read(tmp_path):
     write_folders(tmp_path, *samples())
-    monkeypatch.setattr("daskcurv.experiment.data.decoding.np.empty", empty)
-    message = refusal(tmp_path, image_size=20_000)
-    assert "do not fit into memory: they take 8 GiB" in message
-    assert "smaller --image_size" in message
+    found = read(tmp_path, image_size=20_000)
+    assert isinstance(found, Encoded)
+    assert found.image_shape == (3, 20_000, 20_000)
+    with pytest.raises(DataError, match=r"digest of .* once its images have been decoded"):
+        found.digest()
+
+
+@pytest.mark.parametrize("count", [3, 300])
+def test_the_key_of_an_image_is_that_of_its_pixels_in_any_format_and_size(tmp_path, count):
+    images, labels = samples(count)
+    expected = [
+        hashlib.blake2b(b"uint8 (3, 32, 32)" + image.tobytes(), digest_size=16).digest()
+        for image in images
+    ]
+    for number, write in enumerate((write_folders, write_npz, write_cifar10, write_parquet)):
+        for image_size in (None, 8):
+            path = tmp_path / f"{number} {image_size}"
+            keys = read(write(path, images, labels), image_size=image_size).keys()
+            assert [bytes(key) for key in keys] == expected
+
+
+def test_samples_have_the_names_of_their_files_below_the_data_path(tmp_path):
+    images, labels = samples(3)
+    assert read(write_folders(tmp_path / "a", images, labels)).names == (
+        "ant/0000.png", "bee/0001.png", "cat/0002.png"
+    )  # fmt: skip
+    assert (
+        read(write_train_folders(tmp_path / "b", images, labels)).names[0] == "train/ant/0000.png"
+    )
+    assert read(write_npz(tmp_path / "c", images, labels)).names == ()
+    strange = tmp_path / "d" / "ant" / os.fsdecode(b"\xff.png")
+    strange.parent.mkdir(parents=True)
+    strange.write_bytes(png(images[0]))
+    assert read(tmp_path / "d").names == ("ant/\\xff.png",)
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({}, ()),
+        ({"path": ["a", "b"]}, ("a", "b")),
+        ({"file_name": ["a", None]}, ()),
+        ({"path": ["a", "b"], "file_name": ["c", "d"]}, ()),
+        ({"path": [1, 2]}, ()),
+    ],
+)
+def test_a_column_of_a_table_names_its_samples(tmp_path, columns, expected):
+    images, _ = samples(2)
+    encoded = pa.array([png(image) for image in images])
+    path = tmp_path / "table.parquet"
+    parquet.write_table(pa.table({"image": encoded, "label": [0, 1], **columns}), path)
+    assert read(path).names == expected
+
+
+def test_images_of_a_table_are_read_by_row_group(tmp_path):
+    images, labels = samples(40)
+    whole = write_parquet(tmp_path / "whole", images, labels)
+    path = tmp_path / "groups.parquet"
+    parquet.write_table(parquet.read_table(whole), path, row_group_size=3)
+    assert read(path).digest() == read(whole).digest()
 
 
 def test_a_class_without_images_is_refused(tmp_path):
@@ -550,10 +604,19 @@ IMAGES, LABELS = samples(6)
             {"images": IMAGES[:, :, :0], "labels": LABELS},
             "holds no images: their shape is (6, 3, 0",
         ),
-        ({"images": IMAGES, "labels": LABELS[:5]}, "the labels have shape (5,) and dtype int64"),
-        ({"images": IMAGES, "labels": np.eye(6, dtype=int)}, "the labels have shape (6, 6)"),
+        (
+            {"images": IMAGES, "labels": LABELS[:5]},
+            "the array of labels has shape (5,) and dtype int64",
+        ),
+        (
+            {"images": IMAGES, "labels": np.eye(6, dtype=int)},
+            "the array of labels has shape (6, 6)",
+        ),
         ({"images": IMAGES, "labels": LABELS * 1.0}, "and dtype float64; expected one class index"),
-        ({"images": IMAGES, "labels": LABELS - 1}, "the labels have -1; expected indices from 0"),
+        (
+            {"images": IMAGES, "labels": LABELS - 1},
+            "the array of labels has -1; expected indices from 0",
+        ),
         ({"images": IMAGES, "labels": np.array(["a", None] * 3)}, "it holds Python objects"),
     ],
 )
@@ -673,7 +736,10 @@ PNGS = [png(image) for image in IMAGES]
         (table(image=PNGS, label=["a"] * 6), "the column label has type string; expected class"),
         (table(image=PNGS, label=LABELS * 1.0), "the column label has type double; expected class"),
         (table(image=PNGS, label=[None, *LABELS[1:].tolist()]), "label has no value in 1 of 6"),
-        (table(image=PNGS, label=LABELS - 1), "the labels have -1; expected indices from 0"),
+        (
+            table(image=PNGS, label=LABELS - 1),
+            "the array of labels has -1; expected indices from 0",
+        ),
         (table(image=[b"?", *PNGS[1:]], label=LABELS), "decoded: row 0 of set.parquet (it is none"),
     ],
 )

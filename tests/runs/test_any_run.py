@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
 import daskcurv
@@ -240,3 +241,28 @@ def test_the_network_is_built_and_the_weights_read_once_before_they_are_checked(
 def test_arguments_of_a_factory_are_refused_for_the_documented_network(capsys):
     assert main(["launch", "--model_args", "{}"]) == 2
     assert "model_args are for other networks than resnet18-lop" in capsys.readouterr().err
+
+
+def test_a_file_says_which_samples_were_held_out(directory, capsys):
+    held_out = [3, 10, 11]
+    np.save("held.npy", np.array(held_out))
+    assert launch("c.zarr", "--epochs", "1", "--held_out", "held.npy") == 0
+    assert "3 of 24 samples held out" in capsys.readouterr().err
+    assert np.flatnonzero(open_results("c.zarr").split == 1).tolist() == held_out
+    settings = yaml.safe_load((directory / "c.zarr.run.yaml").read_text())
+    assert settings["held_out"] == str(directory / "held.npy")
+    assert "validation_per_class" not in settings
+    assert main(["launch", "c.zarr.run.yaml"]) == 0
+    where = ("--checkpoints", COMMON[1], "--model", "net.py:net", "--data_path", "set.npz")
+    assert main(["verify", "c.zarr", *where, "--recompute", "2"]) == 0
+    capsys.readouterr()
+    np.save("held.npy", np.array([3, 10]))
+    assert main(["launch", "c.zarr.run.yaml"]) == 2
+    assert "dataset.held_out" in capsys.readouterr().err
+
+
+def test_the_first_of_each_class_can_be_said_in_two_ways(directory, capsys):
+    assert launch("c.zarr", "--epochs", "1", "--held_out", "first:2") == 0
+    assert ResultsStore.open(Path("c.zarr")).identity["dataset"]["validation_per_class"] == 2
+    assert "held_out" not in ResultsStore.open(Path("c.zarr")).identity["dataset"]
+    assert launch("c.zarr", "--epochs", "1", "--validation_per_class", "2", "--dry_run") == 0

@@ -94,6 +94,7 @@ SPECIAL: dict[str, Any] = {
     "checkpoints": st.just("/runs/*/net-{epoch}.pt"), "model_args": st.just('{"depth": 8}'),
     "model": st.sampled_from(["torchvision:vgg11", "/home/me/net.py:net", "resnet18-lop"]),
     "class_schedule": st.sampled_from(["none", "/home/me/classes.csv"]),
+    "held_out": st.sampled_from(["first:50", "/home/me/held_out.npy"]),
     "epoch_means": st.sampled_from(EPOCH_MEANS),
     "submit_extra": st.just(["--nice", "--comment=x y"]),
 }  # fmt: skip

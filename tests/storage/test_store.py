@@ -155,6 +155,7 @@ def test_xarray_sees_dimensions_types_coordinates_and_fill_values(store):
             "method",
         "checkpoint", "checkpoint_sha256", "checkpoint_size", "checkpoint_mtime_ns",
         "sample", "label", "split", "class_position", "first_epoch_active",
+        "sample_key", "sample_name",
     }  # fmt: skip
     assert set(dataset.indexes) == {"epoch", "sample"}
     for columns, dims in ((sample_columns(), ("sample",)), (epoch_columns(0, 200), ("epoch",))):

@@ -28,6 +28,8 @@ def sample_columns() -> dict[str, np.ndarray]:
         "split": np.arange(N) % 2,
         "class_position": LABELS[::-1],
         "first_epoch_active": 100 * LABELS,
+        "sample_key": np.array([f"{number:032x}" for number in range(N)], object),
+        "sample_name": np.array([f"é/{number}.png" for number in range(N)], object),
     }
 
 

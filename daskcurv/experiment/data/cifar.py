@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskcurv.errors import DataError
-from daskcurv.experiment.data.dataset import Arrays
+from daskcurv.experiment.data.dataset import Arrays, class_indices
 from daskcurv.experiment.data.pickles import load_pickle, numbers_of, text_of
 from daskcurv.experiment.data.preprocessing import Preprocessing
 from daskcurv.places import exists, leads_nowhere, listed, names_in
@@ -125,7 +125,9 @@ def read_as_wished(directory: Path, preprocessing: Preprocessing) -> Cifar:
     """Read it as `read_cifar` does, and have it normalised and resized as the user asks."""
     held = read_cifar(directory)
     mean, std = preprocessing.normalisation(directory, held.images.shape[1])
-    return replace(held, images=preprocessing.resized(held.images), mean=mean, std=std)
+    images = preprocessing.resized(held.images)
+    keys = None if images is held.images else held.keys()
+    return replace(held, images=images, mean=mean, std=std, original_keys=keys)
 
 
 def read_file(
@@ -167,14 +169,8 @@ def read_file(
         )
     if len(data) == 0:
         raise DataError(f"{path} holds no samples")
-    if labels.shape != (len(data),) or labels.dtype.kind not in "iu":
-        raise DataError(
-            f"{path}: {labels_name!r} has shape {labels.shape} and dtype {labels.dtype}; expected "
-            f"one class index for each of the {len(data)} images"
-        )
-    if labels.min() < 0:
-        raise DataError(f"{path}: {labels_name!r} has {labels.min()}; expected indices from 0")
-    return np.ascontiguousarray(data).reshape(-1, *IMAGE_SHAPE), labels.astype(np.int64)
+    labels = class_indices(f"{path}: {labels_name!r}", labels, len(data))
+    return np.ascontiguousarray(data).reshape(-1, *IMAGE_SHAPE), labels
 
 
 def read_names(meta: Path, key: str, version: str = VERSION) -> tuple[str, ...]:

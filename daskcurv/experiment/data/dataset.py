@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,9 @@ from daskcurv.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+KEY_BYTES = 16
 
 
 class Dataset:
@@ -28,6 +32,8 @@ class Dataset:
         Of each channel: the normalisation of the training run, on pixels scaled to 0 … 1.
     class_names : tuple of str
         Empty if they are not known.
+    names : tuple of str
+        The file of each image; empty if the format has none.
     """
 
     if TYPE_CHECKING:
@@ -44,9 +50,23 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     class_names: tuple[str, ...]
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Channels and size of an image."""
+        return self.images.shape[1:]
+
+    def pixels(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return some images, shape (n, channels, *size)."""
+        return self.images[ids]
+
+    def keys(self) -> NDArray[np.uint8]:
+        """Return the key of each image, shape (N, 16); see `key_of`."""
+        return keys_of(self.images)
 
     def digest(self) -> str:
         """Return the sha256 (hex) of labels and images, independent of how they are stored."""
@@ -79,13 +99,63 @@ class Dataset:
         """Return normalised images, labels and ids of some samples, for a scorer."""
         import torch
 
-        images = self.normalise(self.images[ids])
+        images = self.normalise(self.pixels(ids))
         return images, torch.from_numpy(self.labels[ids]), torch.from_numpy(ids)
+
+
+def key_of(image: NDArray[np.uint8]) -> bytes:
+    """Return the key of an image, which equal images have in common whatever data set they are in.
+
+    BLAKE2b, with a digest of 16 bytes, of ``uint8 (3, 32, 32)`` (type and shape) and the pixels.
+
+    Parameters
+    ----------
+    image : ndarray of uint8, shape (channels, *size)
+    """
+    digest = hashlib.blake2b(f"{image.dtype} {image.shape}".encode(), digest_size=KEY_BYTES)
+    digest.update(np.ascontiguousarray(image))
+    return digest.digest()
+
+
+def keys_of(images: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Return the keys of images, shape (N, 16)."""
+    return np.frombuffer(b"".join(map(key_of, images)), np.uint8).reshape(-1, KEY_BYTES)
+
+
+def class_indices(where: str, labels: NDArray[Any], count: int) -> NDArray[np.int64]:
+    """Return the labels of a data set.
+
+    Parameters
+    ----------
+    where : str
+        File and name of the array, for messages.
+    labels : ndarray of integers, shape (N,)
+    count : int
+        Of the images.
+
+    Raises
+    ------
+    DataError
+        If they are something else, or any is negative.
+    """
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{where} has shape {labels.shape} and dtype {labels.dtype}; expected one class "
+            f"index, an integer, for each of the {count} images"
+        )
+    if labels.min() < 0:
+        raise DataError(f"{where} has {labels.min()}; expected indices from 0")
+    return labels.astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class Arrays(Dataset):
     """A training set in memory; attributes as of `Dataset`.
+
+    Attributes
+    ----------
+    original_keys : ndarray of uint8, shape (N, 16), optional
+        Keys of the images before they were resized; by default those of `images`.
 
     Raises
     ------
@@ -98,6 +168,12 @@ class Arrays(Dataset):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     class_names: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    original_keys: NDArray[np.uint8] | None = None
+
+    def keys(self) -> NDArray[np.uint8]:
+        """Return the key of each image as it was before resizing."""
+        return super().keys() if self.original_keys is None else self.original_keys
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels

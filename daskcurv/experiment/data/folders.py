@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from daskcurv.errors import DataError
-from daskcurv.experiment.data.dataset import Arrays
-from daskcurv.experiment.data.decoding import SUFFIXES, decode
+from daskcurv.experiment.data.dataset import Dataset
+from daskcurv.experiment.data.decoding import SUFFIXES
+from daskcurv.experiment.data.encoded import read_encoded
 from daskcurv.experiment.data.preprocessing import Preprocessing
 from daskcurv.places import listed
 
@@ -25,7 +27,7 @@ def recognises(path: Path) -> bool:
     return _has_classes(path)
 
 
-def read(path: Path, preprocessing: Preprocessing) -> Arrays:
+def read(path: Path, preprocessing: Preprocessing) -> Dataset:
     """Read the images of all classes; a class's label is its place among the sorted names.
 
     Parameters
@@ -53,7 +55,7 @@ def read(path: Path, preprocessing: Preprocessing) -> Arrays:
             f"{listed([directory.name for directory in classes])}. Point --data_path at the one "
             "with the class folders of the training set, or call that train"
         )
-    images: list[Path] = []
+    images: list[str] = []
     labels: list[int] = []
     empty: list[str] = []
     others = 0
@@ -61,7 +63,7 @@ def read(path: Path, preprocessing: Preprocessing) -> Arrays:
         files = sorted(_files(directory), key=lambda file: file.parts)
         found = [file for file in files if _is_image(file)]
         others += len(files) - len(found)
-        images += found
+        images += [file.relative_to(root).as_posix() for file in found]
         labels += [label] * len(found)
         empty += [] if found else [directory.name]
     if empty:
@@ -74,8 +76,41 @@ def read(path: Path, preprocessing: Preprocessing) -> Arrays:
     log.info("%s: %d images in %d class folders (%s)", root, len(images), len(names), listed(names))
     if others:
         log.info("%s: %d files in class folders are not images by their names", root, others)
-    pixels = decode(root, images, lambda i: str(images[i].relative_to(root)), preprocessing)
-    return preprocessing.arrays(root, pixels, np.array(labels, np.int64), tuple(names))
+    below = "" if root == path else f"{root.name}/"
+    return read_encoded(
+        root,
+        _Files(root, images),
+        np.array(labels, np.int64),
+        preprocessing,
+        tuple(names),
+        tuple(below + _text(file) for file in images),
+    )
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Image files; see `Sources`. As text, as a million paths take a gigabyte."""
+
+    root: Path
+    files: list[str]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def encoded(self, i: int) -> Path:
+        return self.root / self.files[i]
+
+    def called(self, i: int) -> str:
+        return self.files[i]
+
+    def stamp(self, i: int) -> str:
+        status = self.encoded(i).stat()
+        return f"{_text(self.files[i])} {status.st_size} {status.st_mtime_ns}"
+
+
+def _text(name: str) -> str:
+    """Return a name as text that can be stored, also if its bytes are not UTF-8."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _has_classes(root: Path) -> bool:

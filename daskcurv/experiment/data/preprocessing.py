@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from daskcurv.errors import DataError
-from daskcurv.experiment.data.dataset import Arrays
+from daskcurv.experiment.data.dataset import Arrays, class_indices, keys_of
 
 _LARGEST = 1.5
 """Of a mean or std on pixels scaled to 0 … 1, with room for unusual ones."""
@@ -93,6 +93,8 @@ class Preprocessing:
         images: NDArray[np.uint8],
         labels: NDArray[Any],
         class_names: tuple[str, ...] = (),
+        names: tuple[str, ...] = (),
+        keys: NDArray[np.uint8] | None = None,
     ) -> Arrays:
         """Return the training set that a format has read.
 
@@ -103,7 +105,9 @@ class Preprocessing:
         images : ndarray of uint8, shape (N, channels, height, width)
             Not resized yet, or resized already.
         labels : ndarray of integers, shape (N,)
-        class_names : tuple of str
+        class_names, names : tuple of str
+        keys : ndarray of uint8, shape (N, 16), optional
+            Of the images before they were resized, if they were.
 
         Raises
         ------
@@ -112,21 +116,12 @@ class Preprocessing:
         """
         if not images.size:
             raise DataError(f"{path} holds no images: their shape is {images.shape}")
-        if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-            raise DataError(
-                f"{path}: the labels have shape {labels.shape} and dtype {labels.dtype}; expected "
-                f"one class index, an integer, for each of the {len(images)} images"
-            )
-        if labels.min() < 0:
-            raise DataError(f"{path}: the labels have {labels.min()}; expected indices from 0")
+        labels = class_indices(f"{path}: the array of labels", labels, len(images))
         mean, std = self.normalisation(path, images.shape[1])
-        return Arrays(
-            np.ascontiguousarray(self.resized(images)),
-            labels.astype(np.int64),
-            mean,
-            std,
-            class_names,
-        )
+        resized = self.resized(images)
+        if keys is None and resized is not images:
+            keys = keys_of(images)
+        return Arrays(np.ascontiguousarray(resized), labels, mean, std, class_names, names, keys)
 
     def resized(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return images of the wanted size; the same array if they have it.
@@ -173,7 +168,9 @@ class Preprocessing:
         return resize
 
 
-def in_threads(work: Callable[[range], None], count: int, description: str) -> None:
+def in_threads(
+    work: Callable[[range], None], count: int, description: str, *, quiet: bool = False
+) -> None:
     """Do something for each of many images, a few at a time, with a progress bar.
 
     Parameters
@@ -184,16 +181,23 @@ def in_threads(work: Callable[[range], None], count: int, description: str) -> N
         Of images.
     description : str
         Of the progress bar.
+    quiet : bool
+        Without that.
     """
     pieces = [range(start, min(start + _PIECE, count)) for start in range(0, count, _PIECE)]
-    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    pool = ThreadPoolExecutor(cores())
     try:
-        with tqdm(total=count, desc=description, unit=" images", disable=None) as bar:
+        with tqdm(total=count, desc=description, unit=" images", disable=quiet or None) as bar:
             for piece, _ in zip(pieces, pool.map(work, pieces), strict=True):
                 bar.update(len(piece))
     finally:
         # After an interruption, not for the rest of the images.
         pool.shutdown(cancel_futures=True)
+
+
+def cores() -> int:
+    """Return how many threads can run at once."""
+    return len(os.sched_getaffinity(0))
 
 
 def _checked(name: str, given: float | Sequence[float] | None) -> tuple[float, ...]:

@@ -21,6 +21,7 @@ from daskcurv.clusters.options import ClusterOptions, options_for, site_settings
 from daskcurv.declared import settings_of
 from daskcurv.errors import ConfigError
 from daskcurv.experiment.class_order import REGENERATE
+from daskcurv.experiment.held_out import first_of_each_class
 from daskcurv.runs.curricula import NONE
 from daskcurv.runs.events import Event, Opened
 from daskcurv.runs.options import SETTINGS, LaunchOptions
@@ -31,7 +32,13 @@ log = logging.getLogger(__name__)
 SUFFIX = ".run.yaml"
 
 _RANGE = {"start_epoch", "end_epoch", "step"}
-_INSTEAD = (({"epochs"}, _RANGE), (_RANGE, {"epochs"}), ({"workers"}, {"gpus"}))
+_INSTEAD = (
+    ({"epochs"}, _RANGE),
+    (_RANGE, {"epochs"}),
+    ({"workers"}, {"gpus"}),
+    ({"held_out"}, {"validation_per_class"}),
+    ({"validation_per_class"}, {"held_out"}),
+)
 """Options that replace others."""
 
 _CLUSTER = settings_of(ClusterOptions).keys()
@@ -95,6 +102,7 @@ def _path_in(name: str, value: Any) -> Path | None:
     if isinstance(value, Path):
         return None if value == REGENERATE else value
     is_path = name == "checkpoints" or (name == "class_schedule" and value != NONE)
+    is_path = is_path or (name == "held_out" and first_of_each_class(value) is None)
     return Path(value) if is_path or (name == "model" and ".py:" in value) else None
 
 

@@ -12,6 +12,7 @@ import io
 import logging
 import pickle
 import shutil
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
@@ -27,7 +28,8 @@ from daskcurv import analysis, training
 from daskcurv.clusters import ClusterOptions
 from daskcurv.errors import ConfigError, StoreWriteError
 from daskcurv.experiment.curriculum import Schedule
-from daskcurv.experiment.data.cifar import DIRECTORY, read_cifar
+from daskcurv.experiment.data import read_dataset
+from daskcurv.experiment.data.cifar import DIRECTORY
 from daskcurv.experiment.resnet18 import ModelSpec
 from daskcurv.logs import log_to_file
 from daskcurv.runs.launch import launch
@@ -67,6 +69,26 @@ def run_demo(directory: Path, workers: int | None = None) -> int:
         Exit code.
     """
     check_packages(directory)
+    begin(directory, of_another="mnist.npz")
+    make_dataset(directory)
+    train(directory)
+    return finish(directory, demo_options(directory, workers))
+
+
+def begin(directory: Path, of_another: str) -> None:
+    """Create a demo's directory and its log.
+
+    Parameters
+    ----------
+    directory : Path
+    of_another : str
+        Name of the data set of the other demo, which must not be there.
+    """
+    if (directory / of_another).exists():
+        raise ConfigError(
+            f"{directory} holds another demo ({of_another}); choose another directory, or another "
+            "--demo_run"
+        )
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -74,9 +96,10 @@ def run_demo(directory: Path, workers: int | None = None) -> int:
             f"cannot create {directory} for the demo: {error.strerror}; choose another directory"
         ) from error
     log_to_file(directory / "log")
-    make_dataset(directory)
-    train(directory)
-    options = demo_options(directory, workers)
+
+
+def finish(directory: Path, options: LaunchOptions) -> int:
+    """Launch, and print the findings; return the exit code."""
     if code := launch(options).exit_code:
         return code
     with redirect_stdout(io.StringIO()) as findings:
@@ -91,12 +114,17 @@ def check_packages(directory: Path) -> None:
     needed = ["matplotlib.figure"]
     if not (directory / DIRECTORY).exists():
         needed.append("sklearn.datasets")
-    for name in needed:
+    require("scikit-learn and matplotlib", needed)
+
+
+def require(packages: str, modules: Sequence[str]) -> None:
+    """Raise `ConfigError` naming a demo's packages if one of their modules cannot be imported."""
+    for name in modules:
         try:
             import_module(name)
         except ImportError as error:
             raise ConfigError(
-                f"the demo needs scikit-learn and matplotlib, and {name} cannot be imported "
+                f"the demo needs {packages}, and {name} cannot be imported "
                 f"({error}); install them with pip install 'daskcurv[demo]'"
             ) from error
 
@@ -182,9 +210,14 @@ def print_findings(directory: Path, options: LaunchOptions) -> None:
     }
     print(f"{wrong.sum()} of {len(wrong)} labels were flipped. Only epochs whose weights had been")
     print("trained on a sample's class are counted.")
-    print("AUROC for separating flipped from clean labels of the same cohort, classes that were")
-    print("added together (95 % bootstrap interval):")
     cohort = dataset.first_epoch_active.values
+    if len(np.unique(cohort)) > 1:
+        print(
+            "AUROC for separating flipped from clean labels of the same cohort, classes that were"
+        )
+        print("added together (95 % bootstrap interval):")
+    else:
+        print("AUROC for separating flipped from clean labels (95 % bootstrap interval):")
     for name, score in scores.items():
         area = analysis.auroc(score.values, wrong, cohort)
         low, high = analysis.auroc_interval(score.values, wrong, cohort)
@@ -195,7 +228,8 @@ def print_findings(directory: Path, options: LaunchOptions) -> None:
         name = f"sample {sample:>5}{'*' if wrong[sample] else ' '}"
         label, value = dataset.label.values[sample], curvature.values[sample]
         print(f"  {name} label {label}  mean curvature {value:.3g}")
-    figure = _picture(directory, curvature, top, wrong)
+    images = read_dataset(options.data_path, mean=0, std=1).images
+    figure = _picture(images[top], curvature, top, wrong)
     figure.savefig(directory / PICTURE, dpi=150)
     print(f"results store  {options.store}")
     print(f"npy tree       {options.save_base_dir}")
@@ -203,15 +237,18 @@ def print_findings(directory: Path, options: LaunchOptions) -> None:
 
 
 def _picture(
-    directory: Path, curvature: xr.DataArray, samples: NDArray[np.int64], wrong: NDArray[np.bool_]
+    images: NDArray[np.uint8],
+    curvature: xr.DataArray,
+    samples: NDArray[np.int64],
+    wrong: NDArray[np.bool_],
 ) -> Figure:
     from matplotlib.figure import Figure
 
-    images = read_cifar(directory / DIRECTORY).images
     figure = Figure(figsize=(9, 4.4), layout="constrained")
     figure.suptitle("Digits with the highest mean curvature over their active epochs")
-    for axes, sample in zip(figure.subplots(2, SHOWN // 2).flat, samples, strict=True):
-        axes.imshow(images[sample].transpose(1, 2, 0))
+    places = figure.subplots(2, SHOWN // 2).flat
+    for axes, image, sample in zip(places, images, samples, strict=True):
+        axes.imshow(image.transpose(1, 2, 0), cmap="gray")
         axes.set_axis_off()
         kind = "flipped label" if wrong[sample] else "label"
         axes.set_title(

@@ -64,3 +64,15 @@ def test_every_import_by_name_is_known():
         assert bool(hooks) == (path == REPOSITORY / "daskcurv/__init__.py")
     assert found == IMPORTED_BY_NAME
     assert all(home.startswith("daskcurv.") for home in daskcurv._HOMES.values())
+
+
+def test_no_test_module_is_imported_by_another():
+    modules = sorted((REPOSITORY / "tests").rglob("*.py"))
+    assert len(modules) > 100
+    found = [
+        f"{path}: {node.module}"
+        for path in modules
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[-1][:5] == "test_"
+    ]
+    assert not found

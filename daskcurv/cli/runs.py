@@ -22,10 +22,12 @@ from daskcurv.streams import keep_computing
 log = logging.getLogger(__name__)
 
 COMMON = (
-    "run_file", "demo", "dry_run", "rate", "epochs", "data_path", "download", "model_dir", "store",
-    "save_base_dir", "export", "n_probes", "workers", "cluster",
+    "run_file", "demo", "demo_run", "dry_run", "rate", "epochs", "data_path", "download",
+    "model_dir", "store", "save_base_dir", "export", "n_probes", "workers", "cluster",
 )  # fmt: skip
 """Options that ``--help`` shows; ``--help_all`` shows all."""
+
+DEMO_RUNS = ("digits", "mnist")
 
 _TRAINING_RUN = ("model_dir", "class_order", "experiment_index", *settings_of(Schedule))
 
@@ -63,6 +65,13 @@ def _add_launch(parser: CommandParser) -> None:
         default=argparse.SUPPRESS,
         metavar="DIR",
         help="run a small example in DIR: make a data set, train on it, compute the curvature",
+    )
+    parser.add_argument(
+        "--demo_run",
+        choices=DEMO_RUNS,
+        default=argparse.SUPPRESS,
+        help="which example: digits (class-incremental, a ResNet-18) or mnist (all classes from "
+        "the start, a small CNN, files of another kind; default: digits)",
     )
     flag(
         _add_job(parser),
@@ -167,20 +176,31 @@ def _launch(args: argparse.Namespace) -> int:
 
     keep_computing(stream_lost)
     given = {name: value for name, value in vars(args).items() if value is not None}
-    if "demo" in given:
-        if others := given.keys() - {"run", "parser", "words", "demo", "workers"}:
-            surplus = args.run_file or f"--{min(others)}"
-            raise ConfigError(
-                f"--demo makes its own inputs and goes with --workers only; leave out {surplus}"
-            )
-        from daskcurv.demo import run_demo
-
-        return run_demo(args.demo, workers=given.get("workers"))
+    if "demo" in given or "demo_run" in given:
+        return _demo(given)
     chosen = launch_options(_given(args))
     if "print_job_script" in given or "submit" in given:
         return _print_or_submit(chosen, args)
     log.info("log file %s", log_to_file())
     return launch(chosen).exit_code
+
+
+def _demo(given: dict[str, Any]) -> int:
+    if "demo" not in given:
+        raise ConfigError("--demo_run chooses an example; name its directory with --demo DIR")
+    if others := given.keys() - {"run", "parser", "words", "demo", "demo_run", "workers"}:
+        surplus = given.get("run_file") or f"--{min(others)}"
+        raise ConfigError(
+            "--demo makes its own inputs and goes with --demo_run and --workers only; leave out "
+            f"{surplus}"
+        )
+    if given.get("demo_run") == "mnist":
+        from daskcurv import demo_mnist
+
+        return demo_mnist.run_demo(given["demo"], workers=given.get("workers"))
+    from daskcurv import demo
+
+    return demo.run_demo(given["demo"], workers=given.get("workers"))
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from daskcurv.experiment.data.decoding import pixels_of
 from daskcurv.experiment.data.encoded import Encoded
 from daskcurv.experiment.data.preparation import find_copy, prepare_encoded
 from daskcurv.experiment.data.prepared import prepare
-from tests.experiment.test_formats import png, samples, write_folders, write_parquet
+from tests.support.formats import png, samples, write_folders, write_parquet
 
 N, PER_CHUNK, SIZE = 23, 5, 8
 CHUNKS = -(-N // PER_CHUNK)

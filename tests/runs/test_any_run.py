@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,20 @@ from torch import nn
 
 import daskcurv
 from daskcurv.cli import main
+from daskcurv.measures import MEASURES
 from daskcurv.runs.inputs import experiment_of
 from daskcurv.runs.opening import check_checkpoints
 from daskcurv.runs.options import launch_options
 from daskcurv.storage import ResultsStore
 from daskcurv.storage.read import open_results
+from tests.support.formats import (
+    COLOUR,
+    NAMES,
+    write_gz_idx,
+    write_idx,
+    write_npy,
+    write_train_folders,
+)
 
 CLASSES, SAMPLES, SIZE = 4, 24, 12
 MEAN, STD = 0.4, 0.3
@@ -32,11 +42,11 @@ def net(width=6):
 """
 
 
-def build(seed: int) -> nn.Module:
+def build(seed: int, channels: int = 1) -> nn.Module:
     """The network of `NET`, written again."""
     torch.manual_seed(seed)
     return nn.Sequential(
-        nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Conv2d(channels, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
         nn.Linear(24, CLASSES),
     )  # fmt: skip
 
@@ -140,31 +150,54 @@ def test_the_number_in_a_name_can_be_that_of_the_last_epoch(directory):
     assert results.trained.values[2].all()
 
 
-def test_results_do_not_depend_on_how_data_and_weights_are_stored(directory, images):
-    from PIL import Image
+@pytest.mark.parametrize(
+    ("channels", "writers"),
+    [
+        (1, [write_npy, write_idx, write_gz_idx]),
+        (3, [w for w in COLOUR if w is not write_train_folders]),
+    ],
+    ids=["grey", "colour"],
+)
+def test_results_do_not_depend_on_how_data_are_stored(directory, capsys, channels, writers):
+    pixels = np.random.default_rng(1).integers(0, 256, (SAMPLES, channels, 32, 32), np.uint8)
+    labels = np.sort(LABELS % len(NAMES))  # class folders come class by class
+    (directory / "net.py").write_text(NET.replace("Conv2d(1,", f"Conv2d({channels},"))
+    for epoch in (0, 5):
+        torch.save(build(epoch, channels).state_dict(), f"bare-{epoch}.pt")
+    said, stores = set(), []
+    for write in writers:
+        data = write(directory / write.__name__, pixels, labels)
+        store = f"{write.__name__}.zarr"
+        assert launch(store, "--checkpoints", "bare-{epoch}.pt", "--no_export", data=str(data)) == 0
+        accuracy = re.findall(r"accuracy at epoch .*", capsys.readouterr().err)
+        assert len(accuracy) == 2
+        said.add(tuple(accuracy))
+        stores.append(ResultsStore.open(Path(store)))
+    assert len(said) == 1, said
+    first, *others = stores
+    for other in others:
+        assert other.identity == first.identity
+        for name in (measure.name for measure in MEASURES):
+            np.testing.assert_array_equal(first.read(name), other.read(name), err_msg=name)
 
-    for number, image in enumerate(images):
-        place = directory / f"folders/class{LABELS[number]}"
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(place / f"{number:02d}.png")
-    # Class folders come class by class.
-    order = np.argsort(LABELS, kind="stable")
-    np.savez("sorted.npz", images=images[order], labels=LABELS[order])
+
+def test_results_do_not_depend_on_how_weights_are_stored(directory):
     for epoch in (0, 1, 5):
         torch.save(build(epoch).state_dict(), f"bare-{epoch}.pt")
-    assert launch("folders.zarr", "--no_export", data="folders") == 0
-    assert launch("npz.zarr", "--no_export", data="sorted.npz") == 0
-    bare = ("--checkpoints", "bare-{epoch}.pt", "--no_export")
-    assert launch("bare.zarr", *bare, data="sorted.npz") == 0
-    first, *others = (
-        open_results(store, incomplete="raise").load()
-        for store in ("folders.zarr", "npz.zarr", "bare.zarr")
-    )
+        daskcurv.keep(build(epoch), "kept", epoch)
+    stores = {
+        "wrapped": (),
+        "bare": ("--checkpoints", "bare-{epoch}.pt"),
+        "kept": ("--checkpoints", "kept/epoch-{epoch}.safetensors"),
+    }
+    for name, extra in stores.items():
+        assert launch(f"{name}.zarr", "--no_export", *extra) == 0
+    first, *others = (open_results(f"{name}.zarr", incomplete="raise").load() for name in stores)
     for other in others:
-        for name in ("curvature", "curvature_sq", "loss", "grad_norm", "prediction"):
+        for name in (measure.name for measure in MEASURES):
             np.testing.assert_array_equal(first[name].values, other[name].values, err_msg=name)
     assert "payload" not in ResultsStore.open(Path("bare.zarr")).identity
-    assert ResultsStore.open(Path("npz.zarr")).identity["payload"]["key"] == "model"
+    assert ResultsStore.open(Path("wrapped.zarr")).identity["payload"]["key"] == "model"
 
 
 @pytest.mark.parametrize(

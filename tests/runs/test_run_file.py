@@ -140,7 +140,7 @@ def test_every_setting_is_an_option_of_a_launch():
     launch = build_parser().commands["launch"]
     options = [action.dest for action in launch._actions if action.option_strings]
     assert sorted(SETTINGS) == sorted({*options} - {
-        "help", "help_all", "demo", "dry_run", "print_job_script", "submit",
+        "help", "help_all", "demo", "demo_run", "dry_run", "print_job_script", "submit",
     })  # fmt: skip
     assert len(options) == len(set(options))
 

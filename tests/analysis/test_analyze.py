@@ -339,6 +339,60 @@ def test_flagged_samples_are_compared_with_those_of_their_cohort(store):
     assert found["interval"][0] <= found["area"] <= found["interval"][1]
 
 
+def test_every_figure_of_a_comparison_is_what_its_name_says():
+    summary = summarise(results())
+    generator = np.random.default_rng(3)
+    known = summary.active_epochs.values > 0
+    flagged = generator.random(40) < 0.3
+    flagged[~known] = True
+    scores = summary.csl.values + generator.normal(size=40)
+    scores[11] = np.nan
+    found = compare_with_known(summary, flagged, scores)
+    assert {*found} == {"flagged", "flagged_with_results", "auroc", "agreement"}
+    assert found["flagged"] == flagged.sum()
+    assert found["flagged_with_results"] == (flagged & known).sum() < flagged.sum()
+    assert [*found["auroc"]] == [*found["agreement"]] == list(RANKED)
+    cohort = summary.first_epoch_active.values
+    for name in RANKED:
+        values = np.where(known, summary[name].values.astype(float), np.nan)
+        area = found["auroc"][name]
+        for groups, figures in ((np.zeros(40), area), (cohort, area["within_cohorts"])):
+            wins = [
+                float(values[i] > values[j]) + (values[i] == values[j]) / 2
+                for i in np.flatnonzero(flagged & known)
+                for j in np.flatnonzero(~flagged & known)
+                if groups[i] == groups[j]
+            ]
+            assert figures["area"] == pytest.approx(np.mean(wins)), name
+            assert figures["interval"] == analysis.auroc_interval(values, flagged, groups), name
+        both = known & ~np.isnan(scores)
+        agreed = found["agreement"][name]
+        assert agreed["samples"] == both.sum()
+        expected = spearmanr(values[both], scores[both]).statistic
+        assert agreed["spearman"] == pytest.approx(expected), name
+        assert agreed["pearson"] == pytest.approx(np.corrcoef(values[both], scores[both])[0, 1])
+        starts, z, weights = np.unique(cohort[known]), [], []
+        within = agreed["within_cohorts"]
+        ours = [one for one in within["cohorts"] if one["samples"]]
+        for one, start in zip(ours, starts, strict=True):
+            member = both & (cohort == start)
+            assert (one["active_from"], one["samples"]) == (start, member.sum())
+            rho = spearmanr(values[member], scores[member]).statistic
+            assert one["spearman"] == pytest.approx(rho), name
+            # Bonett & Wright (2000).
+            half = 1.959964 * np.sqrt((1 + rho**2 / 2) / (member.sum() - 3))
+            interval = np.tanh([np.arctanh(rho) - half, np.arctanh(rho) + half])
+            np.testing.assert_allclose(one["interval"], interval, atol=1e-6, err_msg=name)
+            z.append(np.arctanh(rho))
+            weights.append(member.sum() - 3)
+        rho = np.tanh(np.array(z))
+        mean = np.average(z, weights=weights)
+        half = 1.959964 * np.sqrt(np.dot(weights, 1 + rho**2 / 2)) / np.sum(weights)
+        assert within["spearman"] == pytest.approx(np.tanh(mean)), name
+        interval = np.tanh([mean - half, mean + half])
+        np.testing.assert_allclose(within["interval"], interval, atol=1e-6, err_msg=name)
+
+
 def test_an_output_that_cannot_be_written_is_refused_first(store, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("daskcurv.analysis.summary.summarise", None)
     (tmp_path / "file").write_text("")

@@ -412,6 +412,18 @@ def test_a_file_system_without_permissions_is_refused(tmp_path, monkeypatch):
         assert run_directory.open_credentials(open_to_all, insecure=True) is None
 
 
+def test_processes_have_tls_unless_it_is_switched_off_and_that_is_said(tmp_path, caplog):
+    tmp_path.chmod(0o700)
+    security = run_directory.open_credentials(tmp_path, insecure=False)
+    assert security is not None
+    assert security.require_encryption
+    assert caplog.records == []
+    assert run_directory.open_credentials(tmp_path, insecure=True) is None
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "no TLS; anyone who can reach this host can run programs as you" in record.message
+
+
 # A worker's start.
 
 

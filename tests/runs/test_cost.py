@@ -136,6 +136,33 @@ def test_the_command_takes_a_rate_and_the_options_of_a_launch(project, monkeypat
     assert "npy tree" not in capsys.readouterr().out
 
 
+def test_the_printed_figures_are_those_of_what_is_left(project, monkeypatch, capsys):
+    store = ready_store(options_of(project), experiment_of(options_of(project)), None)[0]
+    for row, blocks in ((0, range(9)), (1, (2, 5))):
+        for block in blocks:
+            start, stop = store.bounds(block)
+            store.write_block(row, block, inactive_values(stop - start))
+    monkeypatch.chdir(project.root)
+    assert main(["plan", "--rate", "0.5", *project.launch_arguments()]) == 0
+    printed = capsys.readouterr()
+    position = np.argsort(class_order_of(0, 10))[read_cifar(project.data).labels]
+    block = np.arange(60) // 7
+    active = [position < classes for classes in (4, 4, 8, 10)]
+    total = sum(int(row.sum()) for row in active)
+    done = int(active[0].sum() + active[1][np.isin(block, (2, 5))].sum())
+    left = total - done
+    for line in (
+        "epochs +4 +1 +3", "blocks +36 +11 +25", f"active samples +{total} +{done} +{left}"
+    ):  # fmt: skip
+        assert re.search(f"^{line}$", printed.out, re.MULTILINE), line
+    summary = f"4 epochs, 36 blocks, {total} active samples; to do: 3 epochs, 25 blocks, {left} "
+    assert summary + "samples" in printed.err
+    # A gradient at the sample, and one for each of the two probes.
+    work = 3 * left * flop_per_gradient(experiment_of(options_of(project)))
+    assert f"{work / 1e9:.3g} GFLOP to do" in printed.out
+    assert f"as given ({work / (left / 0.5) / 1e6:.3g} MFLOP/s)" in printed.out
+
+
 @pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf"])
 def test_a_rate_that_is_none_is_refused(project, capsys, rate):
     assert main(["plan", f"--rate={rate}", *project.launch_arguments()]) == 2

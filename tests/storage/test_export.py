@@ -101,12 +101,23 @@ def test_others_can_read_an_exported_directory(store, out):
 
 
 def test_the_metadata_describe_the_epoch_and_its_active_samples(store, out):
+    for epoch, row in store.rows.items():
+        store.set_epoch(row, method=f"method of {epoch}", num_workers=3 + row)
     list(export_epochs(store, out))
-    for epoch, count in ACTIVE_CLASSES.items():
+    for row, (epoch, count) in enumerate(ACTIVE_CLASSES.items()):
         metadata = read_metadata(out / f"epoch_{epoch:04d}")
+        assert {*metadata} == {
+            "epoch", "total_samples", "num_gpus", "compute_time_seconds", "allowed_classes",
+            "curvature_stats", "method", "active_samples", "checkpoint", "checkpoint_sha256",
+            "identity", "fingerprint", "inactive", "divided_by",
+        }  # fmt: skip
         assert metadata["epoch"] == epoch
         assert metadata["total_samples"] == N
-        assert metadata["num_gpus"] == 3
+        assert metadata["num_gpus"] == 3 + row
+        assert metadata["method"] == f"method of {epoch}"
+        assert metadata["checkpoint_sha256"] == f"{epoch:064x}"
+        assert metadata["identity"] == {"estimator": {"h": 0.001}, "classes": {"order": ORDER}}
+        assert (metadata["inactive"], metadata["divided_by"]) == ("nan", 1)
         assert metadata["compute_time_seconds"] == 12.25 + epoch
         assert metadata["allowed_classes"] == ORDER[:count]
         assert metadata["active_samples"] == active(epoch).sum()

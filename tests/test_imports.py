@@ -40,7 +40,7 @@ IMPORTED_BY_NAME = {
     "daskcurv/clusters/preload.py": {"daskcurv.runs.block"},
     "daskcurv/clusters/slurm/job_script.py": {"dask_jobqueue"},
     "daskcurv/demo.py": {"name"},  # packages of the extra `demo`
-    "daskcurv/experiment/networks.py": {"module"},  # the factory of a network
+    "daskcurv/experiment/networks.py": {"where"},  # the factory of a network
 }
 """Every import that the import contracts in pyproject.toml cannot see, with its reason there.
 

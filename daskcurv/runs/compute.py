@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import torch
 from daskcurv.clusters.options import ClusterOptions
 from daskcurv.errors import ClusterError, DaskcurvError
 from daskcurv.experiment.experiment import Experiment
+from daskcurv.runs.inputs import selected
 from daskcurv.runs.launch import launch_experiment
 from daskcurv.runs.options import LaunchOptions
 from daskcurv.storage.read import open_results
@@ -77,7 +79,9 @@ def compute(
         batch_size=batch_size,
         block_size=block_size,
         cluster=cluster,
+        estimator=experiment.estimator,
     )
+    experiment = replace(experiment, estimator=selected(options)[0])
     outcome = launch_experiment(experiment, options, client=client)
     if not outcome.complete:
         raise DaskcurvError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from daskcurv.experiment.curriculum import Curriculum, Schedule, class_order_of
 from daskcurv.experiment.data.cifar import read_cifar
 from daskcurv.experiment.search import discover
 from daskcurv.measures import MEASURES
+from daskcurv.storage.attributes import identity_of
 from tests.support.builders import TINY
 from tests.support.project import Project
 
@@ -66,3 +68,15 @@ def test_what_cannot_be_computed_is_an_error_and_the_rest_is_kept(project, exper
         daskcurv.compute(experiment, project.store, client)
     with pytest.raises(ClusterError, match="leave it out with a client"):
         daskcurv.compute(experiment, project.store, client, workers=2)
+
+
+def test_method_and_precision_are_chosen_and_recorded_as_by_a_launch(project, experiment):
+    chosen = replace(experiment, estimator=EstimatorConfig(n_probes=2))
+    daskcurv.compute(chosen, project.root / "ours.zarr", workers=1, device="cpu", batch_size=8)
+    project.launch()
+    ours, theirs = (
+        identity_of(daskcurv.open_results(path))
+        for path in (project.root / "ours.zarr", project.store)
+    )
+    assert "auto" not in ours["estimator"].values()
+    assert ours["estimator"] == theirs["estimator"]

@@ -146,10 +146,10 @@ def test_the_printed_figures_are_those_of_what_is_left(project, monkeypatch, cap
     assert main(["plan", "--rate", "0.5", *project.launch_arguments()]) == 0
     printed = capsys.readouterr()
     position = np.argsort(class_order_of(0, 10))[read_cifar(project.data).labels]
-    block = np.arange(60) // 7
+    block_of = np.arange(60) // 7
     active = [position < classes for classes in (4, 4, 8, 10)]
     total = sum(int(row.sum()) for row in active)
-    done = int(active[0].sum() + active[1][np.isin(block, (2, 5))].sum())
+    done = int(active[0].sum() + active[1][np.isin(block_of, (2, 5))].sum())
     left = total - done
     for line in (
         "epochs +4 +1 +3", "blocks +36 +11 +25", f"active samples +{total} +{done} +{left}"

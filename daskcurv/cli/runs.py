@@ -22,7 +22,7 @@ from daskcurv.streams import keep_computing
 log = logging.getLogger(__name__)
 
 COMMON = (
-    "run_file", "demo", "demo_run", "dry_run", "rate", "epochs", "data_path", "download",
+    "run_file", "demo", "dry_run", "rate", "epochs", "data_path", "download",
     "model_dir", "store", "save_base_dir", "export", "n_probes", "workers", "cluster",
 )  # fmt: skip
 """Options that ``--help`` shows; ``--help_all`` shows all."""

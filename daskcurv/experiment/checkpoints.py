@@ -19,7 +19,6 @@ from daskcurv.errors import CheckpointError
 from daskcurv.experiment.networks import Network
 from daskcurv.experiment.payload import BARE, Payload
 from daskcurv.experiment.weight_files import READERS, read_state_dict, unreadable
-from daskcurv.logs import counted
 from daskcurv.places import listed
 
 _NEVER_NEGATIVE = ("running_var", "num_batches_tracked")
@@ -206,7 +205,7 @@ def _joined(errors: Mapping[Path, CheckpointError]) -> str:
     for path, error in errors.items():
         alike.setdefault(str(error).replace(str(path), ""), []).append(path)
     texts = [
-        str(errors[first]) + (f" (and {counted(len(more), 'other file')} alike)" if more else "")
+        str(errors[first]) + "".join(f"\n    so is {path}" for path in more)
         for first, *more in alike.values()
     ]
     if len(texts) == 1:

@@ -40,7 +40,7 @@ _COMPRESSED = {"float32": 4.2, "int16": 1.0, "uint8": 0.35}
 """Bytes per active sample. Fractions do not compress; what inactive samples hold, does."""
 _GROUP_BYTES, _METADATA_BYTES = 29_900, 760
 """Of the store's own zarr.json, and of each array's."""
-_SAMPLE_COLUMN_BYTES = 3.2
+_SAMPLE_COLUMN_BYTES = 19.7
 """Of the columns with a value for each sample, all together."""
 _EXPORTED_TYPES = (4, 4, 8)
 _NPY_HEADER, _EXPORTED_METADATA = 128, 2048

@@ -259,7 +259,7 @@ def test_missing_checkpoints_are_skipped_on_request(project, dry_launch, capsys)
 def test_nothing_left_after_skipping_is_refused(project, refused):
     message = refused("--epochs", "7,9", "--skip_missing")
     assert str(project.models) in message
-    assert "2 requested epochs" in message
+    assert "none of the requested epochs (2) has a checkpoint" in message
 
 
 @pytest.mark.parametrize("epoch", [0, 2])

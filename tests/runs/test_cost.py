@@ -233,6 +233,7 @@ def test_sizes_are_those_of_stores_of_any_size(tmp_path, num_samples, epochs, bl
                 name: np.zeros(num_samples)
                 for name in ("split", "class_position", "first_epoch_active")
             },
+            "sample_key": [generator.bytes(16).hex() for _ in range(num_samples)],
         },
         epochs={
             v.name: ["0" * 64 if v.dtype == "str" else epoch for epoch in range(epochs)]

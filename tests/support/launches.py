@@ -94,7 +94,9 @@ def launch_in_progress(project: Project) -> Iterator[subprocess.Popen[str]]:
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        assert process.stdout
+        if not process.stdout.closed:
+            process.communicate()
 
 
 def run_context(

@@ -25,6 +25,7 @@ from daskcurv.storage import schema
 from daskcurv.storage.chunks import UNREADABLE, Files
 from daskcurv.storage.group import array_of, open_group
 from daskcurv.storage.stored import Stored
+from daskcurv.storage.texts import check_texts
 
 
 class StoreContents:
@@ -113,8 +114,11 @@ class StoreContents:
         """
         if name in self.files:
             return self.files[name].read((slice(None) if rows is None else rows, samples))
+        array = self.array(name)
         try:
-            return np.asarray(self.array(name)[slice(None) if rows is None else (rows, samples)])
+            if array.dtype.kind in "OT":
+                check_texts(self.root / name, array)
+            return np.asarray(array[slice(None) if rows is None else (rows, samples)])
         except UNREADABLE as error:
             raise StoreError(
                 f"{name} of results store {self.path} is damaged or cannot be read: {error}. "

@@ -41,8 +41,13 @@ def dask_cluster(
             try:
                 yield file, [scheduler, workers]
             finally:
-                workers.terminate()
-                scheduler.terminate()
+                for process in (workers, scheduler):
+                    process.terminate()
+                for process in (workers, scheduler):
+                    try:
+                        process.wait(30)
+                    except subprocess.TimeoutExpired:
+                        process.kill()
 
 
 def connect(project: Project, scheduler: object, *options: str) -> subprocess.CompletedProcess[str]:

@@ -758,3 +758,14 @@ def test_no_column_passes_for_another(tmp_path):
                 store.read(variable.name)
         path.write_bytes(own)
     assert damaged_columns(store) == []
+
+
+def test_numbers_in_the_place_of_texts_are_noticed_before_memory_is_asked_for(tmp_path):
+    store = make_store(tmp_path / "s", 0, 200)
+    texts, times = (
+        column_files(store, schema.COLUMN[name])[0]
+        for name in ("checkpoint", "checkpoint_mtime_ns")
+    )
+    texts.write_bytes(times.read_bytes())
+    with pytest.raises(StoreError, match=rf"{texts} holds \d+ texts; expected \d+"):
+        store.read("checkpoint")

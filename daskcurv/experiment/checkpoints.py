@@ -19,6 +19,7 @@ from daskcurv.errors import CheckpointError
 from daskcurv.experiment.networks import Network
 from daskcurv.experiment.payload import BARE, Payload
 from daskcurv.experiment.weight_files import READERS, read_state_dict, unreadable
+from daskcurv.logs import counted
 from daskcurv.places import listed
 
 _NEVER_NEGATIVE = ("running_var", "num_batches_tracked")
@@ -204,10 +205,11 @@ def _joined(errors: Mapping[Path, CheckpointError]) -> str:
     alike: dict[str, list[Path]] = {}
     for path, error in errors.items():
         alike.setdefault(str(error).replace(str(path), ""), []).append(path)
-    texts = [
-        str(errors[first]) + "".join(f"\n    so is {path}" for path in more)
-        for first, *more in alike.values()
-    ]
+    texts = []
+    for first, *more in alike.values():
+        names = ", ".join(map(str, more))
+        others = f" (and {counted(len(more), 'other file')} alike: {names})" if more else ""
+        texts.append(f"{errors[first]}{others}")
     if len(texts) == 1:
         return texts[0]
     return f"{len(errors)} checkpoints cannot be used:\n  " + "\n  ".join(texts)

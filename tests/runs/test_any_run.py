@@ -220,7 +220,7 @@ def test_results_do_not_depend_on_how_weights_are_stored(directory):
         (["--data_path", "run"], "is in none of the formats"),
         (["--checkpoints", "run"], "run is a directory, not a weight file; give the pattern"),
         (["--model", "net:net"], "If the file net.py is meant, write net.py:net"),
-        (["--model_args", '{"width": 7}'], "    so is "),
+        (["--model_args", '{"width": 7}'], "(and 2 other files alike: run"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_ends_in_one_message(directory, capsys, extra, said):

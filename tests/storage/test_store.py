@@ -766,6 +766,10 @@ def test_numbers_in_the_place_of_texts_are_noticed_before_memory_is_asked_for(tm
         column_files(store, schema.COLUMN[name])[0]
         for name in ("checkpoint", "checkpoint_mtime_ns")
     )
+    # What a process that was killed while it wrote has left is no part of the column.
+    for number in range(6):
+        texts.with_name(f"0.a{number}.partial").write_bytes(times.read_bytes()[:number])
+    assert store.read("checkpoint").tolist() == epoch_columns(0, 200)["checkpoint"]
     texts.write_bytes(times.read_bytes())
     with pytest.raises(StoreError, match=rf"{texts} holds \d+ texts; expected \d+"):
         store.read("checkpoint")
